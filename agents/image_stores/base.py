@@ -1,0 +1,104 @@
+"""ImageStore: the plug-in interface for places that keep immutable images by key (S3, Swift, NFS-like folders).
+
+One file is one store: settings, scope and capabilities as class attributes, the methods below, and an entry point in the
+group `storebus.image_store`. `tests/contract/image_store.py` proves it. A store raises only Refused, WorkFailed,
+WorkRetryable and Unknown (schema.failure), each saying what is wrong in the operator's words, never a secret.
+A method may be called twice with the same arguments and means it once. Keys are made by Storebus (uuids and
+slashes), never by users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+from pydantic import BaseModel
+
+from schema.image import StoreSpec
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """An object as the store lists it."""
+
+    key: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one object of this store may be; the image writer chooses its part size within them."""
+
+    min_part: int
+    """Bytes of the smallest part but the last."""
+    max_part: int
+    max_parts: int
+    parts_may_skip: bool = False
+    """True when parts of zeros need not be written (a file with holes)."""
+
+
+class Upload(Protocol):
+    """One object being written in parts of one size (the last may be shorter). Invisible until completed."""
+
+    async def part(self, number: int, data: Bytes) -> None:
+        """Write part `number` (from 1), in any order, several at once. Returns when the store acknowledged it, its
+        integrity checked by the store (Content-MD5, ETag) or re-read. May be sent twice."""
+
+    async def complete(self, size: int) -> ObjectInfo:
+        """Make the object visible whole; `size` is its length in bytes."""
+
+    async def abort(self) -> None:
+        """Leave nothing behind. Also after a failure of `complete`."""
+
+
+class ImageStore(Protocol):
+    """A store that is open. Made by `open`; closed by `aclose`."""
+
+    PROVIDER: ClassVar[str]
+    """Lower-case name, e.g. `s3`."""
+    SCOPE: ClassVar[str]
+    """ZONE or REGION: how far one store reaches."""
+    CAPABILITIES: ClassVar[frozenset[str]]
+    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5."""
+    Settings: ClassVar[type[BaseModel]]
+    """The `details` it takes; secret ones are pydantic SecretStr (so `format: password` in the schema)."""
+
+    @classmethod
+    async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
+        """Connect. `secrets` maps the name of a detail to its clear value. Raises Refused naming the detail at fault."""
+
+    @property
+    def limits(self) -> Limits:
+        """What one object may be."""
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """The object, or None."""
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """Exactly these bytes (fewer only past the end). Raises WorkFailed when the object is absent."""
+
+    async def put(self, key: str, body: bytes) -> None:
+        """Write a small object (a manifest) at once and whole; replaces."""
+
+    async def begin(self, key: str, *, part_size: int) -> Upload:
+        """Start writing an object in parts of `part_size` bytes. An unfinished upload of this key is ended first."""
+
+    async def delete(self, key: str) -> None:
+        """The object, and unfinished uploads of it, are gone when this returns. Absent is fine."""
+
+    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """All complete objects below `prefix`, in pages, in constant memory."""
+
+    async def unfinished(self, prefix: str) -> list[str]:
+        """Keys below `prefix` that have an unfinished upload."""
+
+    async def test(self, prefix: str) -> None:
+        """List, put, get, range, multipart, delete a probe below `prefix`. Raises Refused naming the step, the cause and
+        the remedy; leaves nothing behind."""
+
+    async def aclose(self) -> None:
+        """Let go of connections."""

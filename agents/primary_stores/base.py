@@ -1,0 +1,48 @@
+"""PrimaryStore: the plug-in interface for places where disks live (a folder; block devices later).
+
+Owns the names and life of disk files. Refuses to know what is inside them: that is the hypervisor's. A disk under
+construction has a name of its attempt and becomes the volume's by `commit`; nobody ever sees half a disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Bytes of the place and how many of them are free."""
+
+    total: int
+    free: int
+
+
+class PrimaryStore(Protocol):
+    """An open primary store."""
+
+    async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """Local path of a new, absent disk file of this attempt; what an earlier run of it left is removed."""
+
+    async def commit(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """Make the draft the volume's disk, durably (fsync, rename, fsync). Returns its name within the store. Twice is
+        once."""
+
+    async def discard(self, volume_id: UUID, work_name: str, suffix: str) -> None:
+        """Remove the draft; absent is fine."""
+
+    def locate(self, name: str) -> str:
+        """Local path of a committed disk. Raises WorkFailed when the name leaves the store."""
+
+    async def exists(self, name: str) -> bool:
+        """Whether the disk is there."""
+
+    async def delete(self, volume_id: UUID) -> None:
+        """Remove the volume's disk and drafts, durably; absent is fine."""
+
+    async def names(self) -> list[str]:
+        """All files here that Storebus made, drafts too."""
+
+    async def usage(self) -> Usage:
+        """Space."""

@@ -1,0 +1,44 @@
+"""Settings: the environment read once, into one frozen object, at start. Nothing else reads the environment.
+
+Every field is `STOREBUS_<FIELD>`; the command line overrides it. `storebus config` prints each with its origin.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/storebus`, `~/.local/share/storebus`; `/var/lib/storebus` for root."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/storebus")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "storebus"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix="STOREBUS_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Where an embedded installation lives.")
+    amqp_url: SecretStr | None = Field(None, description="RabbitMQ, amqp(s)://user:password@host:port/vhost; unset: memory.")
+    database_url: SecretStr | None = Field(None, description="Postgres 15 to 18; unset: the embedded server in data_dir.")
+    api_host: str = Field("127.0.0.1", description="Address of the HTTP listener (no authentication: keep it on loopback).")
+    api_port: int = Field(8096, ge=0, le=65535, description="Port of the HTTP listener, CloudStack's integration port; 0: any free.")
+    zone: str = Field("zone-1", description="Name of the zone that is made at first start.")
+    primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
+    agent_name: str = Field("", description="Name of this agent; unset: <host>-<role>.")
+    agent_token: SecretStr | None = Field(None, description="Enrolment token shared by handlers and agents; unset: data_dir/agent.token.")
+    vault_key: SecretStr | None = Field(None, description="Base64 AES-256 key of the vault; unset: data_dir/vault.key.")
+    download_allow: str = Field("", description="What the URL guard lets through besides public addresses and ports 80 and 443: "
+                                "comma-separated networks with optional ports, e.g. 127.0.0.0/8:8000-8999.")
+    max_image_bytes: int = Field(50 << 30, description="Largest object that a download may be, bytes.")
+    max_virtual_size: int = Field(2000 << 30, description="Largest virtual disk, bytes (CloudStack's storage.max.volume.size).")
+    max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
+    transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
+    log_format: str = Field("text", description="text or json.")

@@ -1,0 +1,13 @@
+"""The vocabulary: frozen messages, one module per noun, and how they become bytes. Imports nothing of ours.
+
+Importing this package defines every message, so the registry in `schema.message` is complete from then on.
+"""
+
+from schema import agent, image_store, job, snapshot, template, volume, zone
+from schema.codec import canonical, decode, encode
+from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Report
+
+__all__ = [
+    "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
+    "agent", "canonical", "decode", "encode", "image_store", "job", "snapshot", "template", "volume", "zone",
+]

@@ -1,0 +1,221 @@
+"""Agents: what they announce, what they are ordered to do, what they report. Handlers and agents meet only here."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from schema.failure import Failure
+from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
+from schema.message import Event, Kind, Message, Order, Report
+
+
+class ProviderSpec(BaseModel):
+    """An image store plug-in that an agent carries, as listStorageProviders shows it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    scope: str
+    """ZONE or REGION: how far a store of this provider reaches."""
+    settings: dict[str, Any]
+    """JSON Schema of its details; secret ones carry `"format": "password"`."""
+    capabilities: list[str] = []
+
+
+class AgentHello(Message, type="agent.hello"):
+    """An agent started or changed: what it is and what it reaches."""
+
+    KIND = Kind.REPORT
+
+    agent: str
+    zone_id: UUID
+    roles: list[str]
+    """storage (downloads, deletes, probes), hypervisor"""
+    hypervisor: str = ""
+    providers: list[ProviderSpec] = []
+    primaries: list[PrimarySpec] = []
+    public_key: str
+    """Base64 X25519 key to which the vault seals what this agent may see."""
+    proof: str
+    """Hex HMAC-SHA256 of `<agent>|<public_key>` under the enrolment token."""
+    key: str = ""
+
+
+class AgentAnnounced(Event, type="agent.announced"):
+    """An enrolled agent said what it is."""
+
+    agent: str
+    zone_id: UUID
+    roles: list[str]
+    hypervisor: str = ""
+    providers: list[ProviderSpec] = []
+    primaries: list[PrimarySpec] = []
+    public_key: str
+
+
+# --- orders to a storage agent -------------------------------------------------------------------------------------
+
+
+class TestImageStore(Order, type="order.test_image_store"):
+    """List, put, get, range, multipart, delete: each step named in the failure."""
+
+    __test__ = False  # not a pytest class
+
+    store: StoreSpec
+
+
+class FetchImage(Order, type="order.fetch_image"):
+    """Download a URL into the store, inspected while it streams; report an ImageFetched."""
+
+    url: str
+    format: ImageFormat
+    checksum: str = ""
+    store: StoreSpec
+    key: str
+    """Object key to write."""
+    kind: str
+    thing_id: UUID
+    max_bytes: int
+    max_virtual_size: int
+
+
+class DeleteImages(Order, type="order.delete_images"):
+    """Delete objects with their manifests and any unfinished multipart upload of them. Absent ones count as deleted."""
+
+    store: StoreSpec
+    keys: list[str]
+
+
+# --- orders to a hypervisor's agent --------------------------------------------------------------------------------
+
+
+class CreateDisk(Order, type="order.create_disk"):
+    """Make a disk: empty, or with the bytes of an image read straight from its store. Reports a DiskCreated."""
+
+    primary: PrimarySpec
+    volume_id: UUID
+    virtual_size: int
+    """Bytes; 0 takes the image's own."""
+    image: ImageRef | None = None
+    store: StoreSpec | None = None
+
+
+class DeleteDisk(Order, type="order.delete_disk"):
+    """Delete a volume's disk, and whatever attempts of it left behind. An absent one counts as deleted."""
+
+    primary: PrimarySpec
+    volume_id: UUID
+    path: str = ""
+
+
+class TakeSnapshot(Order, type="order.take_snapshot"):
+    """Freeze the disk's content under `tag`. Reports a SnapshotFrozen."""
+
+    disk: DiskRef
+    tag: str
+
+
+class WriteSnapshot(Order, type="order.write_snapshot"):
+    """Write the content under `tag` straight to the store as a plain qcow2 object. Reports an ImageWritten."""
+
+    disk: DiskRef
+    tag: str
+    store: StoreSpec
+    key: str
+    thing_id: UUID
+
+
+class DropSnapshot(Order, type="order.drop_snapshot"):
+    """Remove `tag` from the disk. An absent one, or an absent disk, counts as removed."""
+
+    disk: DiskRef
+    tag: str
+
+
+# --- orders about orders -------------------------------------------------------------------------------------------
+
+
+class CancelWork(Order, type="order.cancel"):
+    """Stop the work with this order's `work_id`: bytes stop within 5 s and nothing remains. Reports WorkCancelled,
+    or the final report if the work had ended before."""
+
+
+class ReleaseWork(Order, type="order.release"):
+    """The final report of `work_id` is in the log; the agent may forget it."""
+
+
+# --- reports -------------------------------------------------------------------------------------------------------
+
+
+class WorkAccepted(Report, type="work.accepted"):
+    """The order is in the agent's journal. Also the answer to an order that it already has."""
+
+
+class WorkCompleted(Report, type="work.completed"):
+    """Done; `result` is the order's result object."""
+
+    result: dict[str, Any] = {}
+    bytes: int = 0
+
+
+class WorkFailed(Report, type="work.failed"):
+    """Not done, and nothing of it remains."""
+
+    failure: Failure
+
+
+class WorkCancelled(Report, type="work.cancelled"):
+    """Stopped, and nothing of it remains."""
+
+
+class WorkProgress(Report, type="work.progress"):
+    """Transient, at most one a second for each order; never in the log."""
+
+    stage: str
+    """download, read, write, verify, ..."""
+    bytes: int
+    """Acknowledged by the destination."""
+    total: int = 0
+    """0 while unknown."""
+    rate: int = 0
+    """Bytes a second, smoothed."""
+    eta: int | None = None
+    """Seconds."""
+
+
+# --- results, as `WorkCompleted.result` ----------------------------------------------------------------------------
+
+
+class Result(BaseModel):
+    """Base of what a completed order answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ImageResult(Result):
+    """Of FetchImage and WriteSnapshot."""
+
+    image: ImageRef
+
+
+class DiskCreated(Result):
+    """Of CreateDisk."""
+
+    disk: DiskRef
+    physical_size: int
+
+
+class SnapshotFrozen(Result):
+    """Of TakeSnapshot."""
+
+    virtual_size: int
+
+
+class StoreTested(Result):
+    """Of TestImageStore: what the store turned out to be able to do."""
+
+    capabilities: list[str] = []
+    clock_skew_s: int = 0

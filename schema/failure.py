@@ -1,0 +1,130 @@
+"""The one error tree. A failure crosses the wire as data and is raised in a process as `Failed`.
+
+    Failed
+     ├─ Refused           the caller asked for something that cannot be: nothing was done
+     │   ├─ Malformed       430  a map or list parameter cannot be parsed
+     │   ├─ BadParameter    431  a parameter is missing, wrong, unknown or names nothing
+     │   ├─ Unsupported     432  no such command
+     │   ├─ Denied          531  the caller may not
+     │   └─ InUse           536  something still needs it
+     ├─ Unavailable       503/534  a service is away: nothing was done, try again
+     ├─ WorkFailed        530  an agent tried and failed: certainly did not happen
+     ├─ Cancelled         530  somebody asked for it to stop, and it did
+     └─ Unknown           530  an answer is missing: it may have happened (indeterminate)
+
+Every class says whether it is definite ("certainly did not happen") or not; that alone decides whether to retry,
+compensate or ask. The codes are CloudStack's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Failure(BaseModel):
+    """A failure as data, safe to show to the caller. `field`, `cause` and `remedy` are sentences for a person."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: int = 530
+    """CloudStack's error code."""
+    cscode: int = 4250
+    """CloudStack's exception code."""
+    field: str = ""
+    """The parameter or setting at fault, in the caller's spelling; empty when none is."""
+    cause: str
+    remedy: str = ""
+    definite: bool = True
+    retryable: bool = False
+
+    @property
+    def text(self) -> str:
+        """One line: field, cause, remedy."""
+        head = f"{self.field}: {self.cause}" if self.field else self.cause
+        return f"{head.rstrip('.')}. {self.remedy}".strip() if self.remedy else head
+
+
+class Failed(Exception):
+    """Base of all Storebus errors."""
+
+    code: ClassVar[int] = 530
+    cscode: ClassVar[int] = 4250
+    definite: ClassVar[bool] = True
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, cause: str, *, field: str = "", remedy: str = "") -> None:
+        self.failure = Failure(
+            code=self.code, cscode=self.cscode, field=field, cause=cause, remedy=remedy,
+            definite=self.definite, retryable=self.retryable,
+        )
+        super().__init__(self.failure.text)
+
+
+class Refused(Failed):
+    """The caller asked for something that cannot be; nothing was done."""
+
+    code = 431
+    cscode = 4350
+
+
+class Malformed(Refused):
+    """A map, list, number or body cannot be parsed."""
+
+    code = 430
+    cscode = 9999
+
+
+class BadParameter(Refused):
+    """A parameter is missing, of the wrong type, illegal in this state, or names nothing that exists."""
+
+
+class Unsupported(Refused):
+    """No such command here."""
+
+    code = 432
+    cscode = 4555
+
+
+class Denied(Refused):
+    """The caller may not do this."""
+
+    code = 531
+    cscode = 4365
+
+
+class InUse(Refused):
+    """Something still needs the thing; the cause names what."""
+
+    code = 536
+    cscode = 4375
+
+
+class Unavailable(Failed):
+    """A service, a store or an agent is away. Nothing was done; the same call may work later."""
+
+    code = 503
+    cscode = 4380
+    retryable = True
+
+
+class WorkFailed(Failed):
+    """An agent tried and failed, and has cleaned up after itself."""
+
+
+class WorkRetryable(WorkFailed):
+    """An agent failed for a reason that may pass (a store that is away, a broken connection)."""
+
+    retryable = True
+
+
+class Cancelled(Failed):
+    """Somebody asked for the work to stop, and it stopped."""
+
+
+class Unknown(Failed):
+    """An answer is missing: the effect may have happened. Ask before trying again."""
+
+    definite = False
+    retryable = True

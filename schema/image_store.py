@@ -1,0 +1,82 @@
+"""Image stores: S3, Swift, NFS-like folders. The whole conversation, in the order it happens."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from schema.failure import Failure
+from schema.image import StoreSpec
+from schema.message import Command, Event
+
+
+class AddImageStore(Command, type="image_store.add"):
+    """Add an image store after its connection was tested, step by step."""
+
+    name: str = ""
+    """Defaults to the url."""
+    url: str = ""
+    zone_id: UUID | None = None
+    """Only for providers that are zone-wide (NFS, folder); S3 and Swift are region-wide."""
+    provider: str
+    """Name as listStorageProviders gives it; any case."""
+    details: dict[str, str] = {}
+    """The provider's settings. A value that its schema marks secret is a vault reference."""
+
+
+class UpdateImageStore(Command, type="image_store.update"):
+    """Rename an image store, or make it read-only."""
+
+    id: UUID
+    name: str | None = None
+    read_only: bool | None = None
+
+    def key(self, job_id: UUID) -> str:
+        """The store."""
+        return f"image_store-{self.id}"
+
+
+class DeleteImageStore(Command, type="image_store.delete"):
+    """Delete an image store on which nothing resides."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The store."""
+        return f"image_store-{self.id}"
+
+
+class ImageStoreRequested(Event, type="image_store.requested"):
+    """A store is being tested; nothing may rest on it yet."""
+
+    store: StoreSpec
+    zone_id: UUID | None
+    scope: str
+    """ZONE or REGION"""
+    job_id: UUID
+
+
+class ImageStoreAdded(Event, type="image_store.added"):
+    """The store answered all tests and takes images."""
+
+    store_id: UUID
+
+
+class ImageStoreRejected(Event, type="image_store.rejected"):
+    """The store failed a test; its name is free again."""
+
+    store_id: UUID
+    failure: Failure
+
+
+class ImageStoreUpdated(Event, type="image_store.updated"):
+    """Its name or its read-only mark changed; fields not given stay."""
+
+    store_id: UUID
+    name: str | None = None
+    read_only: bool | None = None
+
+
+class ImageStoreDeleted(Event, type="image_store.deleted"):
+    """The store is forgotten. Its bytes, if any are foreign, are not touched."""
+
+    store_id: UUID

@@ -1,0 +1,106 @@
+"""Snapshots: taken on the primary store, then backed up to an image store. In the order it happens."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from schema.failure import Failure
+from schema.image import DiskRef, ImageRef
+from schema.message import Command, Event
+
+
+class CreateSnapshot(Command, type="snapshot.create"):
+    """Take a snapshot of a volume and back it up."""
+
+    volume_id: UUID
+    name: str = ""
+    async_backup: bool = False
+    """End the job once the snapshot is on the primary store; a second job backs it up."""
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.volume_id}"
+
+
+class BackupSnapshot(Command, type="snapshot.backup"):
+    """Back up a snapshot that is on the primary store."""
+
+    snapshot_id: UUID
+    volume_id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.volume_id}"
+
+
+class DeleteSnapshot(Command, type="snapshot.delete"):
+    """Delete a snapshot and its bytes."""
+
+    id: UUID
+    zone_id: UUID | None = None
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot: its volume may be gone."""
+        return f"snapshot-{self.id}"
+
+
+class SnapshotRequested(Event, type="snapshot.requested"):
+    """It exists (Allocated) and is being taken (Creating)."""
+
+    snapshot_id: UUID
+    volume_id: UUID
+    name: str
+    zone_id: UUID
+    disk: DiskRef
+    tag: str
+    """Its name inside the disk."""
+    job_id: UUID
+
+
+class SnapshotTaken(Event, type="snapshot.taken"):
+    """It is on the primary store (CreatedOnPrimary)."""
+
+    snapshot_id: UUID
+    virtual_size: int
+
+
+class SnapshotBackupStarted(Event, type="snapshot.backup_started"):
+    """Its bytes are on the way to the image store (BackingUp)."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    key: str
+    job_id: UUID
+
+
+class SnapshotBackedUp(Event, type="snapshot.backed_up"):
+    """Its bytes are in the image store and verified (BackedUp)."""
+
+    snapshot_id: UUID
+    image: ImageRef
+
+
+class SnapshotOffPrimary(Event, type="snapshot.off_primary"):
+    """Its copy inside the disk is gone."""
+
+    snapshot_id: UUID
+
+
+class SnapshotFailed(Event, type="snapshot.failed"):
+    """It could not be taken or backed up (Error); nothing of it remains."""
+
+    snapshot_id: UUID
+    failure: Failure
+
+
+class SnapshotDeleteRequested(Event, type="snapshot.delete_requested"):
+    """It is being deleted (Destroying)."""
+
+    snapshot_id: UUID
+    job_id: UUID
+
+
+class SnapshotDeleted(Event, type="snapshot.deleted"):
+    """Its bytes are gone (Destroyed)."""
+
+    snapshot_id: UUID

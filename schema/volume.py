@@ -1,0 +1,110 @@
+"""Volumes: disks on a primary store. The whole conversation, in the order it happens."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from schema.failure import Failure
+from schema.image import DiskRef, PrimarySpec
+from schema.message import Command, Event
+
+
+class CreateVolume(Command, type="volume.create"):
+    """Make a volume: empty (size), from a template or from a snapshot (size may enlarge it)."""
+
+    name: str
+    size: int | None = None
+    """GiB, as in CloudStack's API."""
+    zone_id: UUID | None = None
+    """Required with snapshot_id, as the founding specification has it."""
+    snapshot_id: UUID | None = None
+    template_id: UUID | None = None
+    disk_offering_id: str | None = None
+    """Accepted for CloudStack's clients; offerings are not kept yet."""
+
+
+class UpdateVolume(Command, type="volume.update"):
+    """Rename a volume."""
+
+    id: UUID
+    name: str
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
+class DeleteVolume(Command, type="volume.delete"):
+    """Delete a volume and its bytes."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
+class VolumeRequested(Event, type="volume.requested"):
+    """It exists and its disk is being made."""
+
+    volume_id: UUID
+    name: str
+    zone_id: UUID
+    primary: PrimarySpec
+    virtual_size: int
+    """Bytes; 0 when the source decides."""
+    template_id: UUID | None = None
+    snapshot_id: UUID | None = None
+    hypervisor: str = "KVM"
+    job_id: UUID
+
+
+class VolumeReady(Event, type="volume.ready"):
+    """Its disk can be used."""
+
+    volume_id: UUID
+    disk: DiskRef
+    physical_size: int = 0
+
+
+class VolumeFailed(Event, type="volume.failed"):
+    """Its disk could not be made; nothing of it remains."""
+
+    volume_id: UUID
+    failure: Failure
+
+
+class VolumeRenamed(Event, type="volume.renamed"):
+    """It has another name."""
+
+    volume_id: UUID
+    name: str
+
+
+class VolumeSnapshotStarted(Event, type="volume.snapshot_started"):
+    """A snapshot of it is being taken: it is busy (state Snapshotting)."""
+
+    volume_id: UUID
+    snapshot_id: UUID
+    job_id: UUID
+
+
+class VolumeReleased(Event, type="volume.released"):
+    """The snapshot was taken or given up: state Ready again; `backing_up` says whether its bytes are still read."""
+
+    volume_id: UUID
+    snapshot_id: UUID
+    backing_up: bool
+
+
+class VolumeDeleteRequested(Event, type="volume.delete_requested"):
+    """It is being deleted (state Expunging)."""
+
+    volume_id: UUID
+    job_id: UUID
+
+
+class VolumeDeleted(Event, type="volume.deleted"):
+    """Its bytes are gone."""
+
+    volume_id: UUID

@@ -5,18 +5,12 @@ Every field is `STOREBUS_<FIELD>`; the command line overrides it. `storebus conf
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/storebus`, `~/.local/share/storebus`; `/var/lib/storebus` for root."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/storebus")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "storebus"
+from bus.installation import default_data_dir
 
 
 class Settings(BaseSettings):

@@ -1,0 +1,1 @@
+"""How messages move and rest: publish, subscribe, call, replay. Knows no storage noun."""

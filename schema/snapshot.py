@@ -54,6 +54,8 @@ class SnapshotRequested(Event, type="snapshot.requested"):
     disk: DiskRef
     tag: str
     """Its name inside the disk."""
+    store_id: UUID
+    """The image store that it will be backed up to."""
     job_id: UUID
 
 

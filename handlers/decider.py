@@ -1,0 +1,153 @@
+"""What a decision is made of. Pure: no clock, no random ids, no I/O; time and ids arrive in the message.
+
+Owns Context (what a decider may see, and where it writes what it decides), Step and Flow (a job as a literal table of
+steps, each with its undo). Refuses to know how streams are loaded or appended: that is `runtime`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from bus.event_store import Claim, CounterChange
+from handlers.directory import Directory
+from schema.failure import Failed, Failure
+from schema.ids import derive
+from schema.message import Command, Event, Order
+
+class State(Protocol):
+    """The fold of one stream. `None` stands for a stream that does not exist."""
+
+
+Evolve = Callable[[Any, Event], Any]
+"""(state or None, event) -> state. Pure; raises IllegalTransition naming both."""
+
+
+class IllegalTransition(Failed):
+    """An event that the state does not allow: the log or the decider is wrong, so the stream stops here."""
+
+    def __init__(self, state: str, event: Event) -> None:
+        super().__init__(f"{event.TYPE} is not possible in state {state}")
+
+
+@dataclass(slots=True)
+class Decision:
+    """What one message led to, in the order it goes into the log."""
+
+    rows: list[tuple[str, Event | Order]] = field(default_factory=list)
+    """(stream, message)"""
+    submissions: list[tuple[UUID, Command]] = field(default_factory=list)
+    """Jobs that this decision starts: (job id, command)."""
+    take: list[Claim] = field(default_factory=list)
+    release: list[Claim] = field(default_factory=list)
+    counters: list[CounterChange] = field(default_factory=list)
+    refusals: dict[str, Failed] = field(default_factory=dict)
+    """Claim or counter name -> what to tell the caller when it cannot be had."""
+    set_timers: list[tuple[str, float]] = field(default_factory=list)
+    """(timer id, seconds from now)"""
+    clear_timers: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """One decision: what is known, and what is decided so far. `evolve` runs on each emitted event, so later lines of
+    the same decision see its effect."""
+
+    job_id: UUID
+    command: Command
+    states: dict[str, Any]
+    """Stream -> its state (None: does not exist). Exactly the streams that the decision declared."""
+    directory: Directory
+    evolve: Mapping[str, Evolve]
+    """Noun -> evolve"""
+    installation: str
+    limits: Limits
+    out: Decision = field(default_factory=Decision)
+
+    def new_id(self, role: str) -> UUID:
+        """The id of the thing that plays `role` in this job: the same at each retry."""
+        return derive(self.job_id, role)
+
+    def state(self, stream: str) -> Any:
+        """The state of a declared stream."""
+        return self.states[stream]
+
+    def emit(self, stream: str, event: Event) -> None:
+        """Decide that `event` happened in `stream`."""
+        noun = stream.split("-", 1)[0]
+        self.states[stream] = self.evolve[noun](self.states[stream], event)
+        self.out.rows.append((stream, event))
+
+    def order(self, stream: str, order: Order) -> None:
+        """Decide that an agent is to do something."""
+        self.out.rows.append((stream, order))
+
+    def claim(self, name: str, value: str, otherwise: Failed) -> None:
+        """Take a name; if somebody holds another value of it, the command is refused with `otherwise`."""
+        self.out.take.append(Claim(name=name, value=value, holder=str(self.job_id)))
+        self.out.refusals[name] = otherwise
+
+    def unclaim(self, name: str, value: str, holder: UUID) -> None:
+        """Give a name back."""
+        self.out.release.append(Claim(name=name, value=value, holder=str(holder)))
+
+    def count(self, name: str, delta: int = 0, *, ceiling: int | None = None, lift: bool = False,
+              otherwise: Failed | None = None) -> None:
+        """Change a counter; if it does not fit, the command is refused with `otherwise`."""
+        self.out.counters.append(CounterChange(name=name, delta=delta, ceiling=ceiling, lift_ceiling=lift))
+        if otherwise is not None:
+            self.out.refusals[name] = otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Ceilings that come from settings."""
+
+    max_image_bytes: int = 50 << 30
+    max_virtual_size: int = 2000 << 30
+    max_volume_gib: int = 2000
+
+
+OrderMaker = Callable[[Context, UUID, int], "Order | None"]
+"""(context, work id, attempt) -> the order, or None when there is nothing to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One order of a flow."""
+
+    name: str
+    order: OrderMaker
+    done: Callable[[Context, Mapping[str, Any]], None] = lambda context, result: None
+    """Its result becomes events."""
+    undo: OrderMaker = lambda context, work_id, attempt: None
+    """Takes back what a completed step did; given this step's own undo work id."""
+    undo_always: bool = False
+    """Its undo runs even when the step itself did not complete in this job."""
+    attempts: int = 3
+    """How often a retryable failure is tried in all."""
+
+
+class Flow(Protocol):
+    """A command's life as a table. Everything is given by the context; nothing is remembered here."""
+
+    steps: tuple[Step, ...]
+    subject: str
+    """The noun that the job is about."""
+    placed: bool
+    """True when it chooses a store, an agent or a primary store: the directory is brought up to date first."""
+    cancellable: bool
+
+    def streams(self, job_id: UUID, command: Any) -> list[str]:
+        """Every stream that a decision about this job reads or writes, besides the job's own."""
+
+    def start(self, context: Context) -> None:
+        """Check, and emit what exists from here on. Raises Refused naming field, cause, remedy: nothing is written."""
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """All steps are done: emit the end, return the job's result."""
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Everything was undone: emit the end of what `start` made."""

@@ -1,0 +1,86 @@
+"""The directory: which zones, primary stores, image stores and agents there are. A fold of the log, kept in memory.
+
+Owns placement's view of the world. It may lag behind the log by a moment; what must never be wrong (a store being
+deleted, a name taken twice) is guarded by counters and claims in the append, not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from schema.agent import AgentAnnounced, ProviderSpec
+from schema.image import PrimarySpec, StoreSpec
+from schema.image_store import (
+    ImageStoreAdded,
+    ImageStoreDeleted,
+    ImageStoreRejected,
+    ImageStoreRequested,
+    ImageStoreUpdated,
+)
+from schema.message import Message
+from schema.zone import PrimaryStoreAnnounced, ZoneCreated
+
+PATTERNS = ("zone.#", "primary_store.#", "image_store.#", "agent.#")
+"""Event types that the directory is folded from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """An image store as placement sees it."""
+
+    spec: StoreSpec
+    zone_id: UUID | None
+    scope: str
+    state: str
+    read_only: bool = False
+
+
+@dataclass(slots=True)
+class Directory:
+    """The fold. `position` says up to where."""
+
+    position: int = 0
+    zones: dict[UUID, str] = field(default_factory=dict)
+    primaries: dict[UUID, tuple[PrimarySpec, str]] = field(default_factory=dict)
+    """id -> (primary store, hypervisor)"""
+    stores: dict[UUID, Store] = field(default_factory=dict)
+    agents: dict[str, AgentAnnounced] = field(default_factory=dict)
+
+    def apply(self, event: Message) -> None:
+        """Take one event in. Applying it twice is harmless."""
+        match event:
+            case ZoneCreated():
+                self.zones[event.zone_id] = event.name
+            case PrimaryStoreAnnounced():
+                self.primaries[event.primary.id] = (event.primary, event.hypervisor)
+            case AgentAnnounced():
+                self.agents[event.agent] = event
+            case ImageStoreRequested():
+                known = self.stores.get(event.store.id)
+                if known is None:
+                    self.stores[event.store.id] = Store(
+                        spec=event.store, zone_id=event.zone_id, scope=event.scope, state="Testing")
+            case ImageStoreAdded():
+                self._change(event.store_id, state="Ready")
+            case ImageStoreUpdated():
+                known = self.stores.get(event.store_id)
+                if known is not None:
+                    self.stores[event.store_id] = replace(
+                        known,
+                        spec=known.spec.model_copy(update={"name": event.name or known.spec.name}),
+                        read_only=known.read_only if event.read_only is None else event.read_only,
+                    )
+            case ImageStoreRejected() | ImageStoreDeleted():
+                self.stores.pop(event.store_id, None)
+            case _:
+                pass
+
+    def _change(self, store_id: UUID, *, state: str) -> None:
+        known = self.stores.get(store_id)
+        if known is not None:
+            self.stores[store_id] = replace(known, state=state)
+
+    def providers(self) -> dict[str, ProviderSpec]:
+        """Image store plug-ins that agents announced, by lower-case name."""
+        return {spec.name.lower(): spec for agent in self.agents.values() for spec in agent.providers}

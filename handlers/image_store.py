@@ -1,0 +1,254 @@
+"""Image stores: their states, and the flows that add, change and delete them.
+
+Rules kept here: several stores of one provider, never of two; zone-wide providers need a zone, region-wide ones take
+none; nothing may reside on a store that is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from handlers import placement
+from handlers.decider import Context, IllegalTransition, Step
+from handlers.job import result_of
+from schema.agent import ProviderSpec, TestImageStore
+from schema.failure import BadParameter, Failure, InUse
+from schema.image import StoreSpec
+from schema.image_store import (
+    AddImageStore,
+    DeleteImageStore,
+    ImageStoreAdded,
+    ImageStoreDeleted,
+    ImageStoreRejected,
+    ImageStoreRequested,
+    ImageStoreUpdated,
+    UpdateImageStore,
+)
+from schema.ids import derive
+from schema.message import Event, Order, Secret
+
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("", ImageStoreRequested.TYPE): "Testing",
+    ("Testing", ImageStoreAdded.TYPE): "Ready",
+    ("Testing", ImageStoreRejected.TYPE): "Rejected",
+    ("Ready", ImageStoreUpdated.TYPE): "Ready",
+    ("Ready", ImageStoreDeleted.TYPE): "Deleted",
+}
+"""(state, event) -> state. Everything else is illegal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStoreState:
+    """The fold of an image store's events."""
+
+    status: str
+    spec: StoreSpec
+    zone_id: UUID | None
+    scope: str
+    job_id: UUID
+    read_only: bool = False
+
+
+def evolve(state: ImageStoreState | None, event: Event) -> ImageStoreState:
+    """The store after `event`."""
+    status = TRANSITIONS.get((state.status if state else "", event.TYPE))
+    if status is None:
+        raise IllegalTransition(state.status if state else "absent", event)
+    if isinstance(event, ImageStoreRequested):
+        return ImageStoreState(status=status, spec=event.store, zone_id=event.zone_id, scope=event.scope,
+                               job_id=event.job_id)
+    assert state is not None
+    if isinstance(event, ImageStoreUpdated):
+        spec = state.spec.model_copy(update={"name": event.name or state.spec.name})
+        return replace(state, status=status, spec=spec,
+                       read_only=state.read_only if event.read_only is None else event.read_only)
+    return replace(state, status=status)
+
+
+def stream(store_id: UUID) -> str:
+    """The stream of a store."""
+    return f"image_store-{store_id}"
+
+
+def residents(store_id: UUID) -> str:
+    """The counter of what rests on a store: templates and snapshots, also those on their way."""
+    return f"image_store/{store_id}/residents"
+
+
+def _name_claim(name: str) -> str:
+    return f"image_store.name/{name}"
+
+
+PROVIDER_CLAIM = "image_store.provider"
+"""Held by every store with its provider as value: shared by stores of one provider, refused to another."""
+
+
+def check_details(provider: ProviderSpec, details: Mapping[str, str]) -> None:
+    """Details against the provider's schema: unknown, missing and clear secret ones are refused by name."""
+    known = {name.lower(): schema for name, schema in provider.settings.get("properties", {}).items()}
+    for name, value in details.items():
+        schema = known.get(name.lower())
+        if schema is None:
+            raise BadParameter(f"the provider {provider.name} has no such setting", field=f"details.{name}",
+                               remedy=f"it takes {', '.join(sorted(known)) or 'none'}")
+        if is_secret(schema) and not Secret.is_reference(value):
+            raise BadParameter("a secret may not travel in a command", field=f"details.{name}",
+                               remedy="add the store through the API or the command line, which put it into the vault")
+    for name in provider.settings.get("required", []):
+        if not details.get(name.lower()) and not details.get(name):
+            raise BadParameter("missing", field=f"details.{name}", remedy=f"{provider.name} cannot be reached without it")
+
+
+def is_secret(schema: Mapping[str, Any]) -> bool:
+    """Whether a setting's JSON Schema marks it secret (also inside anyOf)."""
+    return schema.get("format") == "password" or any(is_secret(part) for part in schema.get("anyOf", []))
+
+
+class AddFlow:
+    """Test the store, then let images rest on it."""
+
+    subject, placed, cancellable = "image_store", True, True
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="test", order=self._test, attempts=1),)
+
+    def streams(self, job_id: UUID, command: AddImageStore) -> list[str]:
+        """The new store."""
+        return [stream(derive(job_id, "image_store"))]
+
+    def start(self, context: Context) -> None:
+        """Provider known, scope right, details right, name and provider free."""
+        command = context.command
+        assert isinstance(command, AddImageStore)
+        directory = context.directory
+        providers = directory.providers()
+        provider = providers.get(command.provider.lower())
+        if provider is None:
+            raise BadParameter(f"no provider is named {command.provider!r}", field="provider",
+                               remedy=f"listStorageProviders type=image shows: {', '.join(sorted(providers)) or 'none yet'}")
+        zone_id = self._scope(context, command, provider)
+        check_details(provider, command.details)
+        store_id = context.new_id("image_store")
+        name = command.name or command.url or command.details.get("bucket", "") or provider.name
+        if any(store.spec.name == name for store in directory.stores.values()):
+            raise BadParameter(f"an image store is already named {name!r}", field="name", remedy="choose another name")
+        other = next((store.spec.provider for store in directory.stores.values()
+                      if store.spec.provider != provider.name.lower()), None)
+        mixed = BadParameter(f"image stores here are of the provider {other or 'another'}; providers are not mixed",
+                             field="provider", remedy="delete the other provider's stores first")
+        if other is not None:
+            raise mixed
+        context.claim(_name_claim(name), str(store_id),
+                      BadParameter(f"an image store is already named {name!r}", field="name"))
+        context.claim(PROVIDER_CLAIM, provider.name.lower(), mixed)
+        spec = StoreSpec(id=store_id, name=name, provider=provider.name.lower(), url=command.url,
+                         details={key.lower(): value for key, value in command.details.items()},
+                         prefix=context.installation)
+        context.count(residents(store_id), ceiling=0)
+        context.emit(stream(store_id), ImageStoreRequested(
+            store=spec, zone_id=zone_id, scope=provider.scope, job_id=context.job_id))
+        placement.storage_agent(directory, spec.provider, zone_id)
+
+    def _scope(self, context: Context, command: AddImageStore, provider: ProviderSpec) -> UUID | None:
+        if provider.scope == "ZONE":
+            return placement.zone(context.directory, command.zone_id)
+        if command.zone_id is not None:
+            raise BadParameter(f"stores of the provider {provider.name} are region-wide", field="zoneid",
+                               remedy="leave it out")
+        return None
+
+    def _state(self, context: Context) -> ImageStoreState:
+        state: ImageStoreState = context.state(stream(context.new_id("image_store")))
+        return state
+
+    def _test(self, context: Context, work_id: UUID, attempt: int) -> Order:
+        state = self._state(context)
+        agent = placement.storage_agent(context.directory, state.spec.provider, state.zone_id)
+        return TestImageStore(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=agent,
+                              reply_key=context.command.key(context.job_id), store=state.spec)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The store is open for images."""
+        state = self._state(context)
+        context.count(residents(state.spec.id), lift=True)
+        context.emit(stream(state.spec.id), ImageStoreAdded(store_id=state.spec.id))
+        return result_of("imagestore", state.spec.id)
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Its name is free again."""
+        state = self._state(context)
+        _release(context, state)
+        context.emit(stream(state.spec.id), ImageStoreRejected(store_id=state.spec.id, failure=failure))
+
+
+def _release(context: Context, state: ImageStoreState) -> None:
+    context.unclaim(_name_claim(state.spec.name), str(state.spec.id), state.job_id)
+    context.unclaim(PROVIDER_CLAIM, state.spec.provider, state.job_id)
+
+
+def _known(context: Context, store_id: UUID) -> ImageStoreState:
+    state = context.state(stream(store_id))
+    if state is None or state.status != "Ready":
+        raise BadParameter(f"no image store has the id {store_id}", field="id", remedy="listImageStores shows them")
+    assert isinstance(state, ImageStoreState)
+    return state
+
+
+class _Sync:
+    """A flow without orders: one append and it is over."""
+
+    subject, placed, cancellable = "image_store", False, False
+    steps: tuple[Step, ...] = ()
+
+    def streams(self, job_id: UUID, command: Any) -> list[str]:
+        """The store."""
+        return [stream(command.id)]
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Never reached: there is nothing to wait for."""
+
+
+class UpdateFlow(_Sync):
+    """Rename, or make read-only."""
+
+    def start(self, context: Context) -> None:
+        """The new name must be free."""
+        command = context.command
+        assert isinstance(command, UpdateImageStore)
+        state = _known(context, command.id)
+        if command.name is None and command.read_only is None:
+            raise BadParameter("nothing to change", field="name", remedy="give name or readonly")
+        if command.name is not None and command.name != state.spec.name:
+            context.claim(_name_claim(command.name), str(command.id),
+                          BadParameter(f"an image store is already named {command.name!r}", field="name"))
+            context.unclaim(_name_claim(state.spec.name), str(command.id), state.job_id)
+        context.emit(stream(command.id), ImageStoreUpdated(
+            store_id=command.id, name=command.name, read_only=command.read_only))
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The store."""
+        command = context.command
+        assert isinstance(command, UpdateImageStore)
+        return result_of("imagestore", command.id)
+
+
+class DeleteFlow(_Sync):
+    """Forget a store on which nothing resides."""
+
+    def start(self, context: Context) -> None:
+        """Close the counter of residents: the append refuses it while it is not zero."""
+        command = context.command
+        assert isinstance(command, DeleteImageStore)
+        state = _known(context, command.id)
+        context.count(residents(command.id), ceiling=0, otherwise=InUse(
+            "templates or snapshots reside on the image store", field="id",
+            remedy="delete them first; listTemplates and listSnapshots show them"))
+        _release(context, state)
+        context.emit(stream(command.id), ImageStoreDeleted(store_id=command.id))
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """Success, without an object."""
+        return {"success": True}

@@ -1,0 +1,189 @@
+"""Projections: the read tables as a pure fold of the log. One function for each table's events, no I/O.
+
+Owns which column an event changes. Refuses to know SQL: a change is (table, id, columns). The projector writes them, a
+rebuild starts from nothing, and `verify` folds them in memory and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bus.event_store import LogRow
+from schema import agent, image_store, job, snapshot, template, volume, zone
+from schema.codec import UnknownType, decode
+from schema.image import ImageRef
+
+Change = tuple[str, str, dict[str, Any]]
+"""(table, id, columns that take a new value)."""
+TABLES = ("zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "volume", "snapshot",
+          "snapshot_store_ref", "job")
+
+
+def changes(row: LogRow) -> Iterator[Change]:
+    """What a log row changes in the read tables. A type from the future changes nothing: a reader skips it."""
+    if row.kind == "order":
+        return
+    try:
+        event = decode(row.type, row.type_version, row.payload)
+    except UnknownType:
+        return
+    at = row.recorded_at.isoformat()
+    noun = row.type.split(".", 1)[0]
+    fold = {"job": _job, "volume": _volume, "snapshot": _snapshot, "template": _template,
+            "image_store": _image_store}.get(noun, _place)
+    yield from fold(event, at)
+
+
+def _place(event: Any, at: str) -> Iterator[Change]:
+    match event:
+        case zone.ZoneCreated():
+            yield "zone", str(event.zone_id), {"name": event.name, "created": at}
+        case zone.PrimaryStoreAnnounced():
+            primary = event.primary
+            yield "primary_store", str(primary.id), {
+                "name": primary.name, "kind": primary.kind, "path": primary.path, "zone_id": str(primary.zone_id),
+                "agent": primary.agent, "hypervisor": event.hypervisor, "total_bytes": event.total_bytes, "created": at}
+        case agent.AgentAnnounced():
+            yield "agent", event.agent, {
+                "zone_id": str(event.zone_id), "roles": event.roles, "hypervisor": event.hypervisor,
+                "providers": [spec.model_dump(mode="json") for spec in event.providers], "created": at}
+        case _:
+            pass
+
+
+def _job(event: Any, at: str) -> Iterator[Change]:
+    key = str(event.job_id)
+    match event:
+        case job.JobSubmitted():
+            yield "job", key, {"command": event.command, "status": "submitted", "principal": event.principal,
+                               "body": event.body, "cancel_requested": False, "created": at,
+                               "parent": str(event.parent) if event.parent else None}
+        case job.JobStarted():
+            yield "job", key, {"status": "running", "subject": event.subject}
+        case job.JobStepStarted():
+            yield "job", key, {"step": event.step, "work": f"{event.work_id}.{event.attempt}"}
+        case job.JobCancelRequested():
+            yield "job", key, {"cancel_requested": True}
+        case job.JobUndoStarted():
+            yield "job", key, {"status": "undoing"}
+        case job.JobCompleted():
+            yield "job", key, {"status": "completed", "result": event.result, "completed": at}
+        case job.JobFailed():
+            yield "job", key, {"status": "failed", "failure": event.failure.model_dump(mode="json"), "completed": at}
+        case job.JobCancelled():
+            yield "job", key, {"status": "cancelled", "failure": event.failure.model_dump(mode="json"), "completed": at}
+        case _:
+            pass
+
+
+def _image_store(event: Any, at: str) -> Iterator[Change]:
+    if isinstance(event, image_store.ImageStoreRequested):
+        spec = event.store
+        yield "image_store", str(spec.id), {
+            "name": spec.name, "provider": spec.provider, "url": spec.url,
+            "protocol": spec.url.split("://", 1)[0] if "://" in spec.url else spec.provider, "scope": event.scope,
+            "zone_id": str(event.zone_id) if event.zone_id else None, "state": "Testing", "read_only": False,
+            "job_id": str(event.job_id), "created": at}
+        return
+    key = str(event.store_id)
+    match event:
+        case image_store.ImageStoreAdded():
+            yield "image_store", key, {"state": "Ready"}
+        case image_store.ImageStoreRejected():
+            yield "image_store", key, {"state": "Rejected", "error": event.failure.text, "removed": at}
+        case image_store.ImageStoreUpdated():
+            given = {"name": event.name, "read_only": event.read_only}
+            yield "image_store", key, {name: value for name, value in given.items() if value is not None}
+        case image_store.ImageStoreDeleted():
+            yield "image_store", key, {"state": "Deleted", "removed": at}
+        case _:
+            pass
+
+
+def _bytes(image: ImageRef) -> dict[str, Any]:
+    return {"size": image.virtual_size, "physical_size": image.physical_size}
+
+
+def _template(event: Any, at: str) -> Iterator[Change]:
+    key = str(event.template_id)
+    match event:
+        case template.TemplateRegistered():
+            yield "template", key, {
+                "name": event.name, "display_text": event.display_text, "url": event.url, "format": event.format,
+                "hypervisor": event.hypervisor, "zone_id": str(event.zone_id) if event.zone_id else None,
+                "state": "Registering", "checksum": event.checksum, "is_public": event.is_public,
+                "is_featured": event.is_featured, "is_extractable": event.is_extractable,
+                "os_type_id": event.os_type_id, "job_id": str(event.job_id), "created": at}
+        case template.TemplateReady():
+            image = event.image
+            yield "template", key, {"state": "Ready", "checksum": f"{{SHA-256}}{image.sha256}", **_bytes(image)}
+            yield "template_store_ref", f"{key}/{image.store_id}", {
+                "template_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
+                "root": image.root, "sha256": image.sha256, "created": at, **_bytes(image)}
+        case template.TemplateFailed():
+            yield "template", key, {"state": "Failed", "error": event.failure.text}
+        case template.TemplateDeleteRequested():
+            yield "template", key, {"state": "Deleting", "removed": at}
+        case template.TemplateDeleted():
+            yield "template", key, {"state": "Deleted"}
+        case _:
+            pass
+
+
+def _volume(event: Any, at: str) -> Iterator[Change]:
+    key = str(event.volume_id)
+    match event:
+        case volume.VolumeRequested():
+            yield "volume", key, {
+                "name": event.name, "zone_id": str(event.zone_id), "state": "Creating", "size": event.virtual_size,
+                "primary_id": str(event.primary.id), "hypervisor": event.hypervisor, "job_id": str(event.job_id),
+                "template_id": str(event.template_id) if event.template_id else None,
+                "snapshot_id": str(event.snapshot_id) if event.snapshot_id else None, "created": at}
+        case volume.VolumeReady():
+            yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,
+                                  "physical_size": event.physical_size}
+        case volume.VolumeFailed():
+            yield "volume", key, {"state": "Failed", "error": event.failure.text}
+        case volume.VolumeRenamed():
+            yield "volume", key, {"name": event.name}
+        case volume.VolumeSnapshotStarted():
+            yield "volume", key, {"state": "Snapshotting"}
+        case volume.VolumeReleased():
+            yield "volume", key, {"state": "Ready"}
+        case volume.VolumeDeleteRequested():
+            yield "volume", key, {"state": "Expunging", "removed": at}
+        case volume.VolumeDeleted():
+            yield "volume", key, {"state": "Expunged"}
+        case _:
+            pass
+
+
+def _snapshot(event: Any, at: str) -> Iterator[Change]:
+    key = str(event.snapshot_id)
+    match event:
+        case snapshot.SnapshotRequested():
+            yield "snapshot", key, {
+                "name": event.name, "volume_id": str(event.volume_id), "zone_id": str(event.zone_id),
+                "state": "Creating", "size": event.disk.virtual_size, "on_primary": False,
+                "job_id": str(event.job_id), "created": at}
+        case snapshot.SnapshotTaken():
+            yield "snapshot", key, {"state": "CreatedOnPrimary", "size": event.virtual_size, "on_primary": True}
+        case snapshot.SnapshotBackupStarted():
+            yield "snapshot", key, {"state": "BackingUp"}
+        case snapshot.SnapshotBackedUp():
+            image = event.image
+            yield "snapshot", key, {"state": "BackedUp", **_bytes(image)}
+            yield "snapshot_store_ref", f"{key}/{image.store_id}", {
+                "snapshot_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
+                "root": image.root, "created": at, **_bytes(image)}
+        case snapshot.SnapshotOffPrimary():
+            yield "snapshot", key, {"on_primary": False}
+        case snapshot.SnapshotFailed():
+            yield "snapshot", key, {"state": "Error", "on_primary": False, "error": event.failure.text}
+        case snapshot.SnapshotDeleteRequested():
+            yield "snapshot", key, {"state": "Destroying", "removed": at}
+        case snapshot.SnapshotDeleted():
+            yield "snapshot", key, {"state": "Destroyed"}
+        case _:
+            pass

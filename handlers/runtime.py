@@ -1,0 +1,351 @@
+"""The runtime: load, decide, append. The only writer of the log besides the edge's submission.
+
+Owns the loop around the pure deciders: which streams are loaded, what a lost race means (read again, decide again,
+bounded), how a decision becomes one append. Refuses to decide anything itself. After `handle` returns, everything
+the message led to is committed, so its delivery may be acked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from bus.envelope import Envelope
+from bus.errors import ClaimTaken, Conflict, CounterFull
+from bus.event_store import NO_STREAM, AppendRequest, EventStore, LogFilter, LogRow, NewRow, Timer
+from bus.relay import envelope_of
+from bus.transport import Transport, WireMessage
+from bus.transport import agent as agent_address
+from handlers.agent import announce
+from handlers.decider import Context, Decision, Limits
+from handlers.directory import PATTERNS, Directory
+from handlers.job import Engine, JobState, job_stream, outstanding_order, timer_id
+from handlers.table import EVOLVE, FLOWS
+from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
+from schema.codec import canonical, decode, encode
+from schema.failure import BadParameter, Failed, Refused, Unavailable
+from schema.ids import derive
+from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
+from schema.message import Command, Event, Message, Order
+
+log = logging.getLogger(__name__)
+
+RACES = 12
+"""How often one message is decided again after another append came first."""
+CACHED_STREAMS = 20_000
+"""States kept in memory; the least recently used go first."""
+TIMER = "timer.job"
+
+Decide = Callable[[Context, Engine], None]
+
+
+class IdReused(Refused):
+    """A command id was sent again with another body."""
+
+
+
+class Runtime:
+    """Handles one message after another, several at once. `handle` is what the bus's consumer calls."""
+
+    def __init__(self, store: EventStore, transport: Transport, *, installation: str, token: bytes,
+                 limits: Limits | None = None) -> None:
+        self.store, self.transport = store, transport
+        self.installation, self.token, self.limits = installation, token, limits or Limits()
+        self.directory = Directory()
+        self._states: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    async def handle(self, envelope: Envelope) -> None:
+        """Take one message in, whatever its kind. Raises when it could not be handled (the consumer holds it)."""
+        if envelope.kind == "timer":
+            await self._timer(UUID(json.loads(envelope.body)["job_id"]))
+            return
+        message = decode(envelope.type, envelope.version, envelope.body)
+        match message:
+            case JobSubmitted():
+                await self._command(message, logged=True, envelope=envelope)
+            case Command():
+                await self._command(submitted_by(envelope, message), logged=False, envelope=envelope)
+            case AgentHello():
+                await announce(self, message)
+            case WorkAccepted():
+                pass  # its timer goes on; only a final report changes the job
+            case WorkCompleted() | WorkFailed() | WorkCancelled():
+                await self._report(message, envelope)
+            case _:
+                raise BadParameter(f"{message.TYPE} is no message for a handler", field="type")
+
+    async def run_now(self, command: Command, job_id: UUID, principal: str) -> tuple[dict[str, Any], int]:
+        """Run a command that needs no agent, here, in one append: (result, position). Raises what refuses it."""
+        envelope = Envelope(id=job_id, type=command.TYPE, version=command.VERSION, kind="command",
+                            body=encode(command), principal=principal)
+        position = await self._command(submitted_by(envelope, command), logged=False, envelope=envelope)
+        state = await self._state(job_stream(job_id))
+        assert state is not None
+        if state.failure is not None:
+            raise _as_error(state.failure)
+        return {"success": True}, position
+
+    async def precheck(self, command: Command, job_id: UUID) -> None:
+        """Raise what would refuse the command now; nothing is written. The real decision comes later."""
+        streams = await self._streams(job_id, command)
+        self._forget(streams)  # nothing is appended here that would show a stale state
+        await self.catch_up()
+        states = {name: state for name, (_, state) in (await self._load(streams)).items()}
+        context = self._context(job_id, command, states)
+        if isinstance(command, CancelJob):
+            self._cancel(context, command, JobSubmitted(
+                job_id=job_id, command=command.TYPE, body={}, key=command.key(job_id)), own=False)
+        else:
+            FLOWS[type(command)].start(context)
+
+    # --- the four kinds of decision ------------------------------------------------------------------------------
+
+    async def _command(self, submitted: JobSubmitted, *, logged: bool, envelope: Envelope) -> int:
+        """Start (or refuse) a job. `logged`: its JobSubmitted is already in the log at version 0."""
+        command = command_of(submitted)
+        stream = job_stream(submitted.job_id)
+        self._states.setdefault(stream, (0, EVOLVE["job"](None, submitted)) if logged else (NO_STREAM, None))
+        refusal: Failed | None = None
+
+        def decide(context: Context, engine: Engine) -> None:
+            if context.state(stream) is None:
+                context.emit(stream, submitted)
+            elif engine.job.status != "submitted":
+                return
+            if refusal is not None:
+                engine.refuse(refusal.failure)
+            elif isinstance(command, CancelJob):
+                self._cancel(context, command, submitted)
+            else:
+                engine.start()
+
+        for _ in range(RACES):
+            try:
+                return await self._decide(submitted.job_id, command, decide, envelope, expect_same=submitted)
+            except (ClaimTaken, CounterFull) as full:
+                refusal = getattr(full, "refusal", None) or full
+            except IdReused:
+                raise
+            except (Refused, Unavailable) as error:
+                refusal = error
+        raise Conflict(f"{command.TYPE} lost {RACES} races", stream=stream)
+
+    def _cancel(self, context: Context, command: CancelJob, submitted: JobSubmitted, *, own: bool = True) -> None:
+        mine = job_stream(submitted.job_id)
+        target = context.state(job_stream(command.job_id))
+        if target is None:
+            raise BadParameter(f"no job has the id {command.job_id}", field="jobid", remedy="listAsyncJobs shows them")
+        original = command_of(target.submitted)
+        if isinstance(original, CancelJob):
+            raise BadParameter("a cancellation cannot be cancelled", field="jobid")
+        inner = replace(context, job_id=command.job_id, command=original)
+        Engine(inner, FLOWS[type(original)]).cancel(submitted.principal)
+        if not own:
+            return
+        context.emit(mine, JobStarted(job_id=submitted.job_id, steps=[], subject=job_stream(command.job_id)))
+        context.emit(mine, JobCompleted(job_id=submitted.job_id, result={"success": True}))
+        context.out.clear_timers.append(timer_id(submitted.job_id, "submitted"))
+
+    async def _report(self, report: WorkCompleted | WorkFailed | WorkCancelled, envelope: Envelope) -> None:
+        job = await self._state(job_stream(report.job_id))
+        if job is None:
+            raise BadParameter(f"a report about the unknown job {report.job_id}", field="job_id")
+        await self._decide(report.job_id, command_of(job.submitted), lambda _, engine: engine.report(report), envelope)
+
+    async def _timer(self, job_id: UUID) -> None:
+        """A wait is over: start a command that got lost, make the next attempt, or ask the agent again."""
+        stream = job_stream(job_id)
+        self._states.pop(stream, None)
+        job: JobState | None = await self._state(stream)
+        if job is None or job.ended:
+            await self.store.append(AppendRequest(
+                expected={}, rows=(), clear_timers=(timer_id(job_id), timer_id(job_id, "submitted"))))
+            return
+        envelope = Envelope(id=job_id, type=TIMER, kind="timer", body=b"{}", correlation=job_id)
+        if job.status == "submitted":
+            await self._command(job.submitted, logged=True, envelope=envelope)
+        elif job.waiting:
+            await self._decide(job_id, command_of(job.submitted), lambda _, engine: engine.retry(), envelope)
+        elif job.outstanding:
+            await self._ask(job_id, job)
+
+    async def _ask(self, job_id: UUID, job: JobState) -> None:
+        """Send the order that is out once more: the agent answers what became of it."""
+        rows = [row for row in await self.store.read_stream(job_stream(job_id), limit=10_000) if row.kind == "order"]
+        orders = [(row.kind, _order(row)) for row in rows]
+        order = outstanding_order(orders, job)
+        for row, (_, made) in zip(rows, orders, strict=True):
+            cancels = job.cancel_requested and isinstance(made, CancelWork) and made.work_id == job.work_id
+            if made is order or cancels:
+                sent = envelope_of(row)
+                await self.transport.publish(agent_address(row.address), WireMessage(
+                    headers=sent.headers(), body=sent.body))
+
+    # --- load, decide, append ------------------------------------------------------------------------------------
+
+    async def _decide(self, job_id: UUID, command: Command, decide: Decide, envelope: Envelope, *,
+                      expect_same: JobSubmitted | None = None) -> int:
+        """One decision, again after each lost race. Returns the position of what it wrote (0: it wrote nothing)."""
+        streams = await self._streams(job_id, command)
+        if isinstance(command, CancelJob) or FLOWS[type(command)].placed:
+            await self.catch_up()
+        for _ in range(RACES):
+            loaded = await self._load(streams)
+            if expect_same is not None:
+                _same(loaded[job_stream(job_id)][1], expect_same)
+            context = self._context(job_id, command, {name: state for name, (_, state) in loaded.items()})
+            flow = FLOWS.get(type(command))
+            decide(context, Engine(context, flow))  # type: ignore[arg-type] # CancelJob has no flow; its engine only holds the job
+            if not (context.out.rows or context.out.clear_timers):
+                return 0
+            request = self._request(job_id, context, {name: version for name, (version, _) in loaded.items()}, envelope)
+            try:
+                appended = await self.store.append(request)
+            except (ClaimTaken, CounterFull) as full:
+                full.refusal = context.out.refusals.get(full.stream)  # type: ignore[union-attr] # read in _command
+                self._forget(streams)
+                raise
+            except Conflict:
+                self._forget(streams)
+                continue
+            self._remember(context, request)
+            return appended.last_position
+        raise Conflict(f"{command.TYPE} of job {job_id} lost {RACES} races", stream=job_stream(job_id))
+
+    async def _streams(self, job_id: UUID, command: Command) -> list[str]:
+        if isinstance(command, CancelJob):
+            self._forget([job_stream(command.job_id)])
+            target = await self._state(job_stream(command.job_id))
+            inner = command_of(target.submitted) if target is not None else command
+            more = [] if isinstance(inner, CancelJob) else FLOWS[type(inner)].streams(command.job_id, inner)
+            return [job_stream(job_id), job_stream(command.job_id), *more]
+        return [job_stream(job_id), *FLOWS[type(command)].streams(job_id, command)]
+
+    def _context(self, job_id: UUID, command: Command, states: dict[str, Any]) -> Context:
+        return Context(job_id=job_id, command=command, states=states, directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits)
+
+    def _request(self, job_id: UUID, context: Context, expected: dict[str, int], envelope: Envelope) -> AppendRequest:
+        out: Decision = context.out
+        versions = dict(expected)
+        correlation = envelope.correlation or job_id
+        meta = canonical({"principal": envelope.principal, "traceparent": envelope.traceparent})
+        rows: list[NewRow] = []
+        timers = [Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER,
+                        payload=canonical({"job_id": name.removeprefix("job-").split("/")[0]}))
+                  for name, after in out.set_timers]
+        for stream, message in out.rows:
+            versions[stream] = version = versions[stream] + 1
+            rows.append(NewRow(
+                stream=stream, kind=message.KIND, type=message.TYPE, type_version=message.VERSION,
+                id=derive(job_id, f"{stream}/{version}"), payload=encode(message), key=context.command.key(job_id),
+                address=message.agent if isinstance(message, Order) else "", tenant=envelope.tenant,
+                correlation=correlation, causation=envelope.id, meta=meta))
+        for new_job, command in out.submissions:
+            submitted = JobSubmitted(job_id=new_job, command=command.TYPE, version=command.VERSION,
+                                     body=command.model_dump(mode="json", exclude_none=True),
+                                     key=command.key(new_job), principal=envelope.principal, tenant=envelope.tenant,
+                                     parent=job_id)
+            stream = job_stream(new_job)
+            expected = {**expected, stream: NO_STREAM}
+            rows.append(NewRow(stream=stream, kind="command", type=submitted.TYPE, id=new_job,
+                               payload=encode(submitted), key=submitted.key, tenant=envelope.tenant,
+                               correlation=correlation, causation=envelope.id, meta=meta))
+            timers.append(Timer(id=timer_id(new_job, "submitted"), after_s=15.0, key=submitted.key, type=TIMER,
+                                payload=canonical({"job_id": str(new_job)})))
+        return AppendRequest(expected=expected, rows=rows, take=out.take, release=out.release, counters=out.counters,
+                             set_timers=timers, clear_timers=out.clear_timers)
+
+    # --- what is known -------------------------------------------------------------------------------------------
+
+    async def _load(self, streams: list[str]) -> dict[str, tuple[int, Any]]:
+        missing = [name for name in streams if name not in self._states]
+        if missing:
+            for name, rows in (await self.store.read_streams(missing)).items():
+                self._states[name] = fold(name, rows)
+        for name in streams:
+            self._states.move_to_end(name)
+        found = {name: self._states[name] for name in streams}
+        while len(self._states) > CACHED_STREAMS:
+            self._states.popitem(last=False)
+        return found
+
+    async def _state(self, stream: str) -> Any:
+        return (await self._load([stream]))[stream][1]
+
+    def _forget(self, streams: list[str]) -> None:
+        for name in streams:
+            self._states.pop(name, None)
+
+    def _remember(self, context: Context, request: AppendRequest) -> None:
+        """After a commit the decision's own states are the truth, unless somebody else moved the cache meanwhile."""
+        written = {row.stream for row in request.rows}
+        for name in written & set(context.states):
+            count = sum(1 for row in request.rows if row.stream == name)
+            version = request.expected[name] + count
+            if self._states.get(name, (NO_STREAM, None))[0] < version:
+                self._states[name] = (version, context.states[name])
+        for _, message in context.out.rows:
+            self.directory.apply(message)
+
+    async def catch_up(self) -> None:
+        """Bring the directory up to the head of the log."""
+        wanted = LogFilter(types=PATTERNS, kinds=frozenset({"event"}))
+        for _ in range(100_000):
+            page = await self.store.read_log(self.directory.position, filter=wanted, limit=1000)
+            for row in page.rows:
+                self.directory.apply(decode(row.type, row.type_version, row.payload))
+            if page.scanned_to == self.directory.position:
+                return
+            self.directory.position = page.scanned_to
+
+
+def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:
+    """The JobSubmitted of a command that came by message and is not in the log yet."""
+    return JobSubmitted(job_id=envelope.id, command=command.TYPE, version=command.VERSION,
+                        body=command.model_dump(mode="json", exclude_none=True), key=command.key(envelope.id),
+                        principal=envelope.principal or "system", tenant=envelope.tenant)
+
+
+def command_of(submitted: JobSubmitted) -> Command:
+    """The command inside a JobSubmitted."""
+    message = decode(submitted.command, submitted.version, canonical(submitted.body))
+    assert isinstance(message, Command)
+    return message
+
+
+def fold(stream: str, rows: list[LogRow]) -> tuple[int, Any]:
+    """(version, state) of a stream. An unknown event stops here: a decider may not guess."""
+    evolve = EVOLVE[stream.split("-", 1)[0]]
+    state = None
+    for row in rows:
+        if row.kind == "order":
+            continue
+        event: Message = decode(row.type, row.type_version, row.payload)
+        assert isinstance(event, Event)
+        state = evolve(state, event)
+    return (rows[-1].version if rows else NO_STREAM), state
+
+
+def _order(row: LogRow) -> Order:
+    order = decode(row.type, row.type_version, row.payload)
+    assert isinstance(order, Order)
+    return order
+
+
+def _same(state: JobState | None, submitted: JobSubmitted) -> None:
+    if state is not None and (state.submitted.command, state.submitted.body) != (submitted.command, submitted.body):
+        raise IdReused(f"the id {submitted.job_id} was used for another command", field="id",
+                           remedy="a command id may only be sent again with the same body")
+
+
+def _as_error(failure: Any) -> Failed:
+    error = Refused(failure.cause, field=failure.field, remedy=failure.remedy)
+    error.failure = failure
+    return error

@@ -1,0 +1,317 @@
+"""Snapshots: their states, and the flows that take, back up and delete them.
+
+Rules kept here: take and backup are two steps; the volume is busy until both ended; a failed or cancelled one leaves
+nothing inside the disk and nothing in the store; one that is being read cannot be deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from handlers import image_store, placement, template, volume
+from handlers.decider import Context, IllegalTransition, Step
+from handlers.job import result_of
+from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
+from schema.failure import BadParameter, Failure, InUse, Unavailable
+from schema.ids import derive
+from schema.image import DiskRef, ImageRef
+from schema.message import Event, Order
+from schema.snapshot import (
+    BackupSnapshot,
+    CreateSnapshot,
+    DeleteSnapshot,
+    SnapshotBackedUp,
+    SnapshotBackupStarted,
+    SnapshotDeleted,
+    SnapshotDeleteRequested,
+    SnapshotFailed,
+    SnapshotOffPrimary,
+    SnapshotRequested,
+    SnapshotTaken,
+)
+from schema.volume import VolumeReleased, VolumeSnapshotStarted
+
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("", SnapshotRequested.TYPE): "Creating",
+    ("Creating", SnapshotTaken.TYPE): "CreatedOnPrimary",
+    ("CreatedOnPrimary", SnapshotBackupStarted.TYPE): "BackingUp",
+    ("BackingUp", SnapshotBackedUp.TYPE): "BackedUp",
+    ("BackedUp", SnapshotOffPrimary.TYPE): "BackedUp",
+    ("Creating", SnapshotFailed.TYPE): "Error",
+    ("CreatedOnPrimary", SnapshotFailed.TYPE): "Error",
+    ("BackingUp", SnapshotFailed.TYPE): "Error",
+    ("BackedUp", SnapshotFailed.TYPE): "Error",  # backed up before the cancel was seen, and taken back
+    ("BackedUp", SnapshotDeleteRequested.TYPE): "Destroying",
+    ("Error", SnapshotDeleteRequested.TYPE): "Destroying",
+    ("Destroying", SnapshotDeleted.TYPE): "Destroyed",
+}
+"""(state, event) -> state. Everything else is illegal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotState:
+    """The fold of a snapshot's events."""
+
+    status: str
+    id: UUID
+    volume_id: UUID
+    zone_id: UUID
+    disk: DiskRef
+    tag: str
+    store_id: UUID
+    job_id: UUID
+    image: ImageRef | None = None
+
+
+def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
+    """The snapshot after `event`."""
+    status = TRANSITIONS.get((state.status if state else "", event.TYPE))
+    if status is None:
+        raise IllegalTransition(state.status if state else "absent", event)
+    if isinstance(event, SnapshotRequested):
+        return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
+                             disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id)
+    assert state is not None
+    if isinstance(event, SnapshotBackedUp):
+        return replace(state, status=status, image=event.image)
+    if isinstance(event, SnapshotFailed):
+        return replace(state, status=status, image=None)
+    return replace(state, status=status)
+
+
+def stream(snapshot_id: UUID) -> str:
+    """The stream of a snapshot."""
+    return f"snapshot-{snapshot_id}"
+
+
+class _Backup:
+    """What taking and backing up share: the backup and drop orders, and both ends."""
+
+    subject, placed, cancellable = "snapshot", True, True
+
+    def snapshot_id(self, context: Context) -> UUID:
+        """Which snapshot the job is about."""
+        raise NotImplementedError
+
+    def state(self, context: Context) -> SnapshotState:
+        """The snapshot as decided so far."""
+        state: SnapshotState = context.state(stream(self.snapshot_id(context)))
+        return state
+
+    def key(self, context: Context, attempt: int) -> str:
+        """Where an attempt of the backup writes."""
+        work_id = derive(context.job_id, "backup")
+        return template.object_key(context, "snapshot", self.snapshot_id(context), work_id, attempt, "qcow2")
+
+    def begin(self, context: Context) -> None:
+        """The backup starts."""
+        state = self.state(context)
+        context.emit(stream(state.id), SnapshotBackupStarted(
+            snapshot_id=state.id, store_id=state.store_id, key=self.key(context, 1), job_id=context.job_id))
+
+    def backup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        """Write the snapshot to the store."""
+        state = self.state(context)
+        return WriteSnapshot(
+            job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
+            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag,
+            store=template.known_store(context, state.store_id).spec, key=self.key(context, attempt),
+            thing_id=state.id)
+
+    def backed_up(self, context: Context, result: Mapping[str, Any]) -> None:
+        """Its bytes are in the store."""
+        state = self.state(context)
+        context.emit(stream(state.id), SnapshotBackedUp(
+            snapshot_id=state.id, image=ImageResult.model_validate(result).image))
+
+    def unbackup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        """Delete what was backed up."""
+        state = self.state(context)
+        if state.image is None:
+            return None
+        store = template.known_store(context, state.store_id)
+        return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
+
+    def drop(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        """Remove it from the disk."""
+        state = self.state(context)
+        return DropSnapshot(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
+                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag)
+
+    def dropped(self, context: Context, result: Mapping[str, Any]) -> None:
+        """The disk is as if it had never been taken."""
+        state = self.state(context)
+        context.emit(stream(state.id), SnapshotOffPrimary(snapshot_id=state.id))
+
+    def release(self, context: Context, *, backing_up: bool) -> None:
+        """The volume may be worked on again (`backing_up`: except by another snapshot or a deletion)."""
+        state = self.state(context)
+        context.emit(volume.stream(state.volume_id), VolumeReleased(
+            volume_id=state.volume_id, snapshot_id=state.id, backing_up=backing_up))
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Nothing of it remains, on the disk or in the store."""
+        state = self.state(context)
+        context.count(image_store.residents(state.store_id), -1)
+        context.emit(stream(state.id), SnapshotFailed(snapshot_id=state.id, failure=failure))
+        self.release(context, backing_up=False)
+
+
+class CreateFlow(_Backup):
+    """Take a snapshot, and back it up in this job or in one that follows."""
+
+    def __init__(self) -> None:
+        self.steps = (
+            Step(name="take", order=self._take, done=self._taken, undo=self.drop),
+            Step(name="backup", order=self._backup, done=self.backed_up, undo=self.unbackup),
+            Step(name="drop", order=self._drop, done=self.dropped, attempts=100_000),
+        )
+
+    def snapshot_id(self, context: Context) -> UUID:
+        """The new snapshot."""
+        return context.new_id("snapshot")
+
+    def streams(self, job_id: UUID, command: CreateSnapshot) -> list[str]:
+        """The new snapshot and its volume."""
+        return [stream(derive(job_id, "snapshot")), volume.stream(command.volume_id)]
+
+    def start(self, context: Context) -> None:
+        """An idle volume and a store that reaches its zone."""
+        command = context.command
+        assert isinstance(command, CreateSnapshot)
+        of = volume.known(context, command.volume_id, "volumeid")
+        volume.idle(of, "volumeid")
+        assert of.disk is not None
+        if len(command.name) > 255:
+            raise BadParameter("must have at most 255 characters", field="name")
+        store = placement.image_store(context.directory, of.zone_id)
+        snapshot_id = self.snapshot_id(context)
+        context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
+            "the image store is being deleted", field="volumeid", remedy="try again"))
+        context.emit(stream(snapshot_id), SnapshotRequested(
+            snapshot_id=snapshot_id, volume_id=of.id, name=command.name or f"{of.name}-{str(snapshot_id)[:8]}",
+            zone_id=of.zone_id, disk=of.disk, tag=f"sb-{derive(context.job_id, 'take').hex}",
+            store_id=store.spec.id, job_id=context.job_id))
+        context.emit(volume.stream(of.id), VolumeSnapshotStarted(
+            volume_id=of.id, snapshot_id=snapshot_id, job_id=context.job_id))
+
+    def _take(self, context: Context, work_id: UUID, attempt: int) -> Order:
+        state = self.state(context)
+        return TakeSnapshot(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
+                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag)
+
+    def _taken(self, context: Context, result: Mapping[str, Any]) -> None:
+        state, command = self.state(context), context.command
+        assert isinstance(command, CreateSnapshot)
+        context.emit(stream(state.id), SnapshotTaken(
+            snapshot_id=state.id, virtual_size=SnapshotFrozen.model_validate(result).virtual_size))
+        self.release(context, backing_up=True)
+        if not command.async_backup:
+            self.begin(context)
+
+    def _backup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        command = context.command
+        assert isinstance(command, CreateSnapshot)
+        return None if command.async_backup else self.backup(context, work_id, attempt)
+
+    def _drop(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        command = context.command
+        assert isinstance(command, CreateSnapshot)
+        return None if command.async_backup else self.drop(context, work_id, attempt)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The snapshot: backed up, or with a job on its way that does it."""
+        state, command = self.state(context), context.command
+        assert isinstance(command, CreateSnapshot)
+        if not command.async_backup:
+            self.release(context, backing_up=False)
+            return result_of("snapshot", state.id)
+        backup_job = derive(context.job_id, "backup-job")
+        context.out.submissions.append((backup_job, BackupSnapshot(
+            snapshot_id=state.id, volume_id=state.volume_id)))
+        return result_of("snapshot", state.id, backup_job=str(backup_job))
+
+
+class BackupFlow(_Backup):
+    """Back up a snapshot that an earlier job took."""
+
+    def __init__(self) -> None:
+        self.steps = (
+            Step(name="take", order=lambda context, work_id, attempt: None, undo=self.drop, undo_always=True),
+            Step(name="backup", order=self.backup, done=self.backed_up, undo=self.unbackup),
+            Step(name="drop", order=self.drop, done=self.dropped, attempts=100_000),
+        )
+
+    def snapshot_id(self, context: Context) -> UUID:
+        """The snapshot named in the command."""
+        assert isinstance(context.command, BackupSnapshot)
+        return context.command.snapshot_id
+
+    def streams(self, job_id: UUID, command: BackupSnapshot) -> list[str]:
+        """The snapshot and its volume."""
+        return [stream(command.snapshot_id), volume.stream(command.volume_id)]
+
+    def start(self, context: Context) -> None:
+        """A snapshot that is on the primary store."""
+        state = context.state(stream(self.snapshot_id(context)))
+        if state is None or state.status != "CreatedOnPrimary":
+            raise BadParameter("the snapshot is not on the primary store", field="snapshotid")
+        self.begin(context)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The snapshot is backed up, the volume idle."""
+        self.release(context, backing_up=False)
+        return result_of("snapshot", self.snapshot_id(context))
+
+
+class DeleteFlow:
+    """Delete a snapshot and its bytes."""
+
+    subject, placed, cancellable = "snapshot", True, False
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
+
+    def streams(self, job_id: UUID, command: DeleteSnapshot) -> list[str]:
+        """The snapshot."""
+        return [stream(command.id)]
+
+    def _state(self, context: Context) -> SnapshotState:
+        command = context.command
+        assert isinstance(command, DeleteSnapshot)
+        state = context.state(stream(command.id))
+        if state is None or state.status == "Destroyed":
+            raise BadParameter(f"no snapshot has the id {command.id}", field="id", remedy="listSnapshots shows them")
+        assert isinstance(state, SnapshotState)
+        return state
+
+    def start(self, context: Context) -> None:
+        """Backed up or failed, and read by nobody."""
+        state = self._state(context)
+        if state.status not in ("BackedUp", "Error"):
+            raise BadParameter(f"the snapshot is {state.status}", field="id",
+                               remedy=f"wait for its job to end, or cancelJob jobid={state.job_id}")
+        context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
+            "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
+        context.emit(stream(state.id), SnapshotDeleteRequested(snapshot_id=state.id, job_id=context.job_id))
+
+    def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        state = self._state(context)
+        if state.image is None:
+            return None
+        store = template.known_store(context, state.store_id)
+        return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The store confirmed."""
+        state = self._state(context)
+        if state.image is not None:
+            context.count(image_store.residents(state.store_id), -1)
+        context.emit(stream(state.id), SnapshotDeleted(snapshot_id=state.id))
+        return {"success": True}
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """It stays Destroying; its bytes stay listed as pending."""

@@ -1,0 +1,311 @@
+"""Volumes: their states, and the flows that make, rename and delete them.
+
+Rules kept here: a second job on a busy volume is refused at once; an image that is read for a volume cannot be deleted
+meanwhile; a volume from a snapshot names its zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from handlers import placement, template
+from handlers.decider import Context, IllegalTransition, Step
+from handlers.job import result_of
+from schema.agent import CreateDisk, DeleteDisk, DiskCreated
+from schema.failure import BadParameter, Failure
+from schema.ids import derive
+from schema.ids import stream as thing_stream
+from schema.image import GIB, DiskRef, ImageRef, PrimarySpec
+from schema.message import Event, Order
+from schema.volume import (
+    CreateVolume,
+    DeleteVolume,
+    UpdateVolume,
+    VolumeDeleted,
+    VolumeDeleteRequested,
+    VolumeFailed,
+    VolumeReady,
+    VolumeReleased,
+    VolumeRenamed,
+    VolumeRequested,
+    VolumeSnapshotStarted,
+)
+
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("", VolumeRequested.TYPE): "Creating",
+    ("Creating", VolumeReady.TYPE): "Ready",
+    ("Creating", VolumeFailed.TYPE): "Failed",
+    ("Ready", VolumeRenamed.TYPE): "Ready",
+    ("Snapshotting", VolumeRenamed.TYPE): "Snapshotting",
+    ("Ready", VolumeSnapshotStarted.TYPE): "Snapshotting",
+    ("Snapshotting", VolumeReleased.TYPE): "Ready",
+    ("Ready", VolumeReleased.TYPE): "Ready",
+    ("Ready", VolumeDeleteRequested.TYPE): "Expunging",
+    ("Failed", VolumeDeleteRequested.TYPE): "Expunging",
+    ("Expunging", VolumeDeleted.TYPE): "Expunged",
+}
+"""(state, event) -> state. Everything else is illegal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeState:
+    """The fold of a volume's events."""
+
+    status: str
+    id: UUID
+    name: str
+    zone_id: UUID
+    primary: PrimarySpec
+    job_id: UUID
+    disk: DiskRef | None = None
+    busy: UUID | None = None
+    """The snapshot that is being taken or backed up."""
+
+
+def evolve(state: VolumeState | None, event: Event) -> VolumeState:
+    """The volume after `event`."""
+    status = TRANSITIONS.get((state.status if state else "", event.TYPE))
+    if status is None:
+        raise IllegalTransition(state.status if state else "absent", event)
+    if isinstance(event, VolumeRequested):
+        return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id,
+                           primary=event.primary, job_id=event.job_id)
+    assert state is not None
+    match event:
+        case VolumeReady():
+            return replace(state, status=status, disk=event.disk)
+        case VolumeRenamed():
+            return replace(state, status=status, name=event.name)
+        case VolumeSnapshotStarted():
+            return replace(state, status=status, busy=event.snapshot_id)
+        case VolumeReleased():
+            return replace(state, status=status, busy=event.snapshot_id if event.backing_up else None)
+        case _:
+            return replace(state, status=status)
+
+
+def stream(volume_id: UUID) -> str:
+    """The stream of a volume."""
+    return f"volume-{volume_id}"
+
+
+def known(context: Context, volume_id: UUID, field: str = "id") -> VolumeState:
+    """The volume, unless it is gone. Raises BadParameter."""
+    state = context.state(stream(volume_id))
+    if state is None or state.status == "Expunged":
+        raise BadParameter(f"no volume has the id {volume_id}", field=field, remedy="listVolumes shows them")
+    assert isinstance(state, VolumeState)
+    return state
+
+
+def idle(state: VolumeState, field: str = "id") -> None:
+    """Raises BadParameter unless the volume is Ready and nothing works on it."""
+    if state.status != "Ready":
+        raise BadParameter(f"the volume is {state.status}, not Ready", field=field, remedy="wait for its job to end")
+    if state.busy is not None:
+        raise BadParameter(f"there is other active snapshot task on the volume: {state.busy}", field=field,
+                           remedy="try again when it has ended")
+
+
+class CreateFlow:
+    """Make a disk: empty, from a template, or from a snapshot."""
+
+    subject, placed, cancellable = "volume", True, True
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="create", order=self._create, done=self._created, undo=self._uncreate),)
+
+    def streams(self, job_id: UUID, command: CreateVolume) -> list[str]:
+        """The new volume, and what it is made from."""
+        names = [stream(derive(job_id, "volume"))]
+        if command.template_id is not None:
+            names.append(template.stream(command.template_id))
+        if command.snapshot_id is not None:
+            names.append(thing_stream("snapshot", command.snapshot_id))
+        return names
+
+    def start(self, context: Context) -> None:
+        """Exactly one source, its zone, a size that fits."""
+        command = context.command
+        assert isinstance(command, CreateVolume)
+        if not command.name or len(command.name) > 255:
+            raise BadParameter("must have 1 to 255 characters", field="name")
+        if command.snapshot_id is not None and command.template_id is not None:
+            raise BadParameter("a volume is made from a snapshot or from a template, not from both", field="templateid")
+        if command.snapshot_id is not None and command.zone_id is None:
+            raise BadParameter("missing", field="zoneid", remedy="a volume from a snapshot names its zone")
+        zone_id = placement.zone(context.directory, command.zone_id)
+        source = self._source(context)
+        size = self._size(context, command, source)
+        primary, hypervisor = placement.primary(context.directory, zone_id)
+        volume_id = context.new_id("volume")
+        if source is not None:
+            thing, thing_id, _ = source
+            context.count(template.readers(thing, thing_id), +1, otherwise=BadParameter(
+                f"the {thing} is being deleted", field=f"{thing}id"))
+        context.count(f"primary_store/{primary.id}/volumes", +1)
+        context.emit(stream(volume_id), VolumeRequested(
+            volume_id=volume_id, name=command.name, zone_id=zone_id, primary=primary, virtual_size=size,
+            template_id=command.template_id, snapshot_id=command.snapshot_id, hypervisor=hypervisor,
+            job_id=context.job_id))
+
+    def _source(self, context: Context) -> tuple[str, UUID, ImageRef] | None:
+        command = context.command
+        assert isinstance(command, CreateVolume)
+        if command.template_id is not None:
+            state = context.state(template.stream(command.template_id))
+            if state is None or state.status in ("Deleting", "Deleted"):
+                raise BadParameter(f"no template has the id {command.template_id}", field="templateid",
+                                   remedy="listTemplates shows them")
+            if state.status != "Ready":
+                raise BadParameter(f"the template is {state.status}, not Ready", field="templateid")
+            return "template", command.template_id, state.image
+        if command.snapshot_id is not None:
+            state = context.state(thing_stream("snapshot", command.snapshot_id))
+            if state is None or state.status == "Destroyed":
+                raise BadParameter(f"no snapshot has the id {command.snapshot_id}", field="snapshotid",
+                                   remedy="listSnapshots shows them")
+            if state.status != "BackedUp":
+                raise BadParameter(f"the snapshot is {state.status}, not BackedUp", field="snapshotid")
+            return "snapshot", command.snapshot_id, state.image
+        return None
+
+    def _size(self, context: Context, command: CreateVolume, source: tuple[str, UUID, ImageRef] | None) -> int:
+        if command.size is None:
+            if source is None:
+                raise BadParameter("missing", field="size", remedy="give size (GiB), templateid or snapshotid")
+            return 0
+        if not 1 <= command.size <= context.limits.max_volume_gib:
+            raise BadParameter(f"{command.size} GiB is not 1 to {context.limits.max_volume_gib}", field="size")
+        if source is not None and command.size * GIB < source[2].virtual_size:
+            raise BadParameter(f"{command.size} GiB is less than the {source[0]}'s {source[2].virtual_size} bytes",
+                               field="size", remedy="leave it out, or give more")
+        return command.size * GIB
+
+    def _state(self, context: Context) -> VolumeState:
+        state: VolumeState = context.state(stream(context.new_id("volume")))
+        return state
+
+    def _create(self, context: Context, work_id: UUID, attempt: int) -> Order:
+        command, state = context.command, self._state(context)
+        assert isinstance(command, CreateVolume)
+        source = self._source(context)
+        image = source[2] if source is not None else None
+        return CreateDisk(
+            job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
+            reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
+            virtual_size=self._size(context, command, source), image=image,
+            store=template.known_store(context, image.store_id).spec if image is not None else None)
+
+    def _created(self, context: Context, result: Mapping[str, Any]) -> None:
+        created = DiskCreated.model_validate(result)
+        context.emit(stream(created.disk.volume_id), VolumeReady(
+            volume_id=created.disk.volume_id, disk=created.disk, physical_size=created.physical_size))
+
+    def _uncreate(self, context: Context, work_id: UUID, attempt: int) -> Order:
+        state = self._state(context)
+        return DeleteDisk(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
+                          reply_key=context.command.key(context.job_id), primary=state.primary, volume_id=state.id,
+                          path=state.disk.path if state.disk else "")
+
+    def _unread(self, context: Context) -> None:
+        command = context.command
+        assert isinstance(command, CreateVolume)
+        if command.template_id is not None:
+            context.count(template.readers("template", command.template_id), -1)
+        if command.snapshot_id is not None:
+            context.count(template.readers("snapshot", command.snapshot_id), -1)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The volume; its source may be deleted again."""
+        self._unread(context)
+        return result_of("volume", self._state(context).id)
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Nothing of it remains."""
+        state = self._state(context)
+        self._unread(context)
+        context.count(f"primary_store/{state.primary.id}/volumes", -1)
+        if state.status == "Ready":  # it was made before the cancel was seen, and taken back
+            context.emit(stream(state.id), VolumeDeleteRequested(volume_id=state.id, job_id=context.job_id))
+            context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
+        else:
+            context.emit(stream(state.id), VolumeFailed(volume_id=state.id, failure=failure))
+
+
+class UpdateFlow:
+    """Rename."""
+
+    subject, placed, cancellable = "volume", False, False
+    steps: tuple[Step, ...] = ()
+
+    def streams(self, job_id: UUID, command: UpdateVolume) -> list[str]:
+        """The volume."""
+        return [stream(command.id)]
+
+    def start(self, context: Context) -> None:
+        """A volume that is there."""
+        command = context.command
+        assert isinstance(command, UpdateVolume)
+        state = known(context, command.id)
+        if not command.name or len(command.name) > 255:
+            raise BadParameter("must have 1 to 255 characters", field="name")
+        if (state.status, VolumeRenamed.TYPE) not in TRANSITIONS:
+            raise BadParameter(f"the volume is {state.status}", field="id", remedy="wait for its job to end")
+        context.emit(stream(command.id), VolumeRenamed(volume_id=command.id, name=command.name))
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The volume."""
+        command = context.command
+        assert isinstance(command, UpdateVolume)
+        return result_of("volume", command.id)
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Never reached: there is nothing to wait for."""
+
+
+class DeleteFlow:
+    """Delete a volume and its bytes."""
+
+    subject, placed, cancellable = "volume", False, False
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
+
+    def streams(self, job_id: UUID, command: DeleteVolume) -> list[str]:
+        """The volume."""
+        return [stream(command.id)]
+
+    def _state(self, context: Context) -> VolumeState:
+        command = context.command
+        assert isinstance(command, DeleteVolume)
+        return known(context, command.id)
+
+    def start(self, context: Context) -> None:
+        """Ready and idle, or failed."""
+        state = self._state(context)
+        if state.status != "Failed":
+            idle(state)
+        context.emit(stream(state.id), VolumeDeleteRequested(volume_id=state.id, job_id=context.job_id))
+
+    def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        state = self._state(context)
+        if state.disk is None:
+            return None
+        return DeleteDisk(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
+                          reply_key=context.command.key(context.job_id), primary=state.primary, volume_id=state.id,
+                          path=state.disk.path)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """Its bytes are gone."""
+        state = self._state(context)
+        if state.disk is not None:
+            context.count(f"primary_store/{state.primary.id}/volumes", -1)
+        context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
+        return {"success": True}
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """It stays Expunging."""

@@ -17,6 +17,7 @@ from schema.failure import Failed, Failure
 from schema.ids import derive
 from schema.message import Command, Event, Order
 
+
 class State(Protocol):
     """The fold of one stream. `None` stands for a stream that does not exist."""
 

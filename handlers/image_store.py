@@ -16,6 +16,7 @@ from handlers.decider import Context, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import ProviderSpec, TestImageStore
 from schema.failure import BadParameter, Failure, InUse
+from schema.ids import derive
 from schema.image import StoreSpec
 from schema.image_store import (
     AddImageStore,
@@ -27,7 +28,6 @@ from schema.image_store import (
     ImageStoreUpdated,
     UpdateImageStore,
 )
-from schema.ids import derive
 from schema.message import Event, Order, Secret
 
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -99,7 +99,8 @@ def check_details(provider: ProviderSpec, details: Mapping[str, str]) -> None:
                                remedy="add the store through the API or the command line, which put it into the vault")
     for name in provider.settings.get("required", []):
         if not details.get(name.lower()) and not details.get(name):
-            raise BadParameter("missing", field=f"details.{name}", remedy=f"{provider.name} cannot be reached without it")
+            raise BadParameter("missing", field=f"details.{name}",
+                               remedy=f"{provider.name} cannot be reached without it")
 
 
 def is_secret(schema: Mapping[str, Any]) -> bool:
@@ -127,8 +128,9 @@ class AddFlow:
         providers = directory.providers()
         provider = providers.get(command.provider.lower())
         if provider is None:
+            there = ", ".join(sorted(providers)) or "none yet"
             raise BadParameter(f"no provider is named {command.provider!r}", field="provider",
-                               remedy=f"listStorageProviders type=image shows: {', '.join(sorted(providers)) or 'none yet'}")
+                               remedy=f"listStorageProviders type=image shows: {there}")
         zone_id = self._scope(context, command, provider)
         check_details(provider, command.details)
         store_id = context.new_id("image_store")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from bus.submission import job_stream
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from schema.agent import CancelWork, ReleaseWork, WorkCancelled, WorkCompleted, WorkFailed
 from schema.failure import BadParameter, Failure
@@ -105,11 +106,6 @@ def evolve(state: JobState | None, event: Event) -> JobState:
             raise IllegalTransition(state.status, event)
 
 
-def job_stream(job_id: UUID) -> str:
-    """The stream of a job."""
-    return f"job-{job_id}"
-
-
 def timer_id(job_id: UUID, what: str = "work") -> str:
     """The job's timer: one for its submission, one for the order that is out."""
     return f"job-{job_id}/{what}"
@@ -170,7 +166,7 @@ class Engine:
         return True
 
     def report(self, report: WorkCompleted | WorkFailed | WorkCancelled) -> None:
-        """A final report. One that is not about the order that is out is answered with a release and changes nothing."""
+        """A final report. One that is not about the order that is out is released and changes nothing."""
         job = self.job
         self._release(report)
         if job.ended or not job.outstanding or (report.work_id, report.attempt) != (job.work_id, job.attempt):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 from bus.event_store import LogRow
 from schema import agent, image_store, job, snapshot, template, volume, zone
 from schema.codec import UnknownType, decode
 from schema.image import ImageRef
 
-Change = tuple[str, str, dict[str, Any]]
-"""(table, id, columns that take a new value)."""
+Change = tuple[str, str, dict[str, Any] | None]
+"""(table, id, columns that take a new value; None: the row is gone)."""
 TABLES = ("zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "volume", "snapshot",
           "snapshot_store_ref", "job")
 
@@ -101,6 +102,12 @@ def _image_store(event: Any, at: str) -> Iterator[Change]:
             pass
 
 
+def _ref(thing: str, key: str, store_id: UUID | None, columns: dict[str, Any] | None) -> Iterator[Change]:
+    """A copy in an image store changed, or is gone."""
+    if store_id is not None:
+        yield f"{thing}_store_ref", f"{key}/{store_id}", columns
+
+
 def _bytes(image: ImageRef) -> dict[str, Any]:
     return {"size": image.virtual_size, "physical_size": image.physical_size}
 
@@ -125,8 +132,10 @@ def _template(event: Any, at: str) -> Iterator[Change]:
             yield "template", key, {"state": "Failed", "error": event.failure.text}
         case template.TemplateDeleteRequested():
             yield "template", key, {"state": "Deleting", "removed": at}
+            yield from _ref("template", key, event.store_id, {"state": "Destroying"})
         case template.TemplateDeleted():
             yield "template", key, {"state": "Deleted"}
+            yield from _ref("template", key, event.store_id, None)
         case _:
             pass
 
@@ -181,9 +190,12 @@ def _snapshot(event: Any, at: str) -> Iterator[Change]:
             yield "snapshot", key, {"on_primary": False}
         case snapshot.SnapshotFailed():
             yield "snapshot", key, {"state": "Error", "on_primary": False, "error": event.failure.text}
+            yield from _ref("snapshot", key, event.store_id, None)
         case snapshot.SnapshotDeleteRequested():
             yield "snapshot", key, {"state": "Destroying", "removed": at}
+            yield from _ref("snapshot", key, event.store_id, {"state": "Destroying"})
         case snapshot.SnapshotDeleted():
             yield "snapshot", key, {"state": "Destroyed"}
+            yield from _ref("snapshot", key, event.store_id, None)
         case _:
             pass

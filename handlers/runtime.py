@@ -15,16 +15,18 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from bus.relay import envelope_of
+
 from bus.envelope import Envelope
 from bus.errors import ClaimTaken, Conflict, CounterFull
 from bus.event_store import NO_STREAM, AppendRequest, EventStore, LogFilter, LogRow, NewRow, Timer
-from bus.relay import envelope_of
+from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
 from handlers.agent import announce
 from handlers.decider import Context, Decision, Limits
 from handlers.directory import PATTERNS, Directory
-from handlers.job import Engine, JobState, job_stream, outstanding_order, timer_id
+from handlers.job import Engine, JobState, outstanding_order, timer_id
 from handlers.table import EVOLVE, FLOWS
 from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
 from schema.codec import canonical, decode, encode
@@ -39,7 +41,6 @@ RACES = 12
 """How often one message is decided again after another append came first."""
 CACHED_STREAMS = 20_000
 """States kept in memory; the least recently used go first."""
-TIMER = "timer.job"
 
 Decide = Callable[[Context, Engine], None]
 
@@ -107,28 +108,28 @@ class Runtime:
 
     # --- the four kinds of decision ------------------------------------------------------------------------------
 
-    async def _command(self, submitted: JobSubmitted, *, logged: bool, envelope: Envelope) -> int:
+    async def _command(self, fact: JobSubmitted, *, logged: bool, envelope: Envelope) -> int:
         """Start (or refuse) a job. `logged`: its JobSubmitted is already in the log at version 0."""
-        command = command_of(submitted)
-        stream = job_stream(submitted.job_id)
-        self._states.setdefault(stream, (0, EVOLVE["job"](None, submitted)) if logged else (NO_STREAM, None))
+        command = command_of(fact)
+        stream = job_stream(fact.job_id)
+        self._states.setdefault(stream, (0, EVOLVE["job"](None, fact)) if logged else (NO_STREAM, None))
         refusal: Failed | None = None
 
         def decide(context: Context, engine: Engine) -> None:
             if context.state(stream) is None:
-                context.emit(stream, submitted)
+                context.emit(stream, fact)
             elif engine.job.status != "submitted":
                 return
             if refusal is not None:
                 engine.refuse(refusal.failure)
             elif isinstance(command, CancelJob):
-                self._cancel(context, command, submitted)
+                self._cancel(context, command, fact)
             else:
                 engine.start()
 
         for _ in range(RACES):
             try:
-                return await self._decide(submitted.job_id, command, decide, envelope, expect_same=submitted)
+                return await self._decide(fact.job_id, command, decide, envelope, expect_same=fact)
             except (ClaimTaken, CounterFull) as full:
                 refusal = getattr(full, "refusal", None) or full
             except IdReused:
@@ -137,8 +138,8 @@ class Runtime:
                 refusal = error
         raise Conflict(f"{command.TYPE} lost {RACES} races", stream=stream)
 
-    def _cancel(self, context: Context, command: CancelJob, submitted: JobSubmitted, *, own: bool = True) -> None:
-        mine = job_stream(submitted.job_id)
+    def _cancel(self, context: Context, command: CancelJob, fact: JobSubmitted, *, own: bool = True) -> None:
+        mine = job_stream(fact.job_id)
         target = context.state(job_stream(command.job_id))
         if target is None:
             raise BadParameter(f"no job has the id {command.job_id}", field="jobid", remedy="listAsyncJobs shows them")
@@ -146,12 +147,12 @@ class Runtime:
         if isinstance(original, CancelJob):
             raise BadParameter("a cancellation cannot be cancelled", field="jobid")
         inner = replace(context, job_id=command.job_id, command=original)
-        Engine(inner, FLOWS[type(original)]).cancel(submitted.principal)
+        Engine(inner, FLOWS[type(original)]).cancel(fact.principal)
         if not own:
             return
-        context.emit(mine, JobStarted(job_id=submitted.job_id, steps=[], subject=job_stream(command.job_id)))
-        context.emit(mine, JobCompleted(job_id=submitted.job_id, result={"success": True}))
-        context.out.clear_timers.append(timer_id(submitted.job_id, "submitted"))
+        context.emit(mine, JobStarted(job_id=fact.job_id, steps=[], subject=job_stream(command.job_id)))
+        context.emit(mine, JobCompleted(job_id=fact.job_id, result={"success": True}))
+        context.out.clear_timers.append(timer_id(fact.job_id, "submitted"))
 
     async def _report(self, report: WorkCompleted | WorkFailed | WorkCancelled, envelope: Envelope) -> None:
         job = await self._state(job_stream(report.job_id))
@@ -168,7 +169,7 @@ class Runtime:
             await self.store.append(AppendRequest(
                 expected={}, rows=(), clear_timers=(timer_id(job_id), timer_id(job_id, "submitted"))))
             return
-        envelope = Envelope(id=job_id, type=TIMER, kind="timer", body=b"{}", correlation=job_id)
+        envelope = Envelope(id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id)
         if job.status == "submitted":
             await self._command(job.submitted, logged=True, envelope=envelope)
         elif job.waiting:
@@ -229,7 +230,8 @@ class Runtime:
         return [job_stream(job_id), *FLOWS[type(command)].streams(job_id, command)]
 
     def _context(self, job_id: UUID, command: Command, states: dict[str, Any]) -> Context:
-        return Context(job_id=job_id, command=command, states=states, directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits)
+        return Context(job_id=job_id, command=command, states=states,
+                       directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits)
 
     def _request(self, job_id: UUID, context: Context, expected: dict[str, int], envelope: Envelope) -> AppendRequest:
         out: Decision = context.out
@@ -237,7 +239,7 @@ class Runtime:
         correlation = envelope.correlation or job_id
         meta = canonical({"principal": envelope.principal, "traceparent": envelope.traceparent})
         rows: list[NewRow] = []
-        timers = [Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER,
+        timers = [Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER_TYPE,
                         payload=canonical({"job_id": name.removeprefix("job-").split("/")[0]}))
                   for name, after in out.set_timers]
         for stream, message in out.rows:
@@ -248,17 +250,11 @@ class Runtime:
                 address=message.agent if isinstance(message, Order) else "", tenant=envelope.tenant,
                 correlation=correlation, causation=envelope.id, meta=meta))
         for new_job, command in out.submissions:
-            submitted = JobSubmitted(job_id=new_job, command=command.TYPE, version=command.VERSION,
-                                     body=command.model_dump(mode="json", exclude_none=True),
-                                     key=command.key(new_job), principal=envelope.principal, tenant=envelope.tenant,
-                                     parent=job_id)
-            stream = job_stream(new_job)
-            expected = {**expected, stream: NO_STREAM}
-            rows.append(NewRow(stream=stream, kind="command", type=submitted.TYPE, id=new_job,
-                               payload=encode(submitted), key=submitted.key, tenant=envelope.tenant,
-                               correlation=correlation, causation=envelope.id, meta=meta))
-            timers.append(Timer(id=timer_id(new_job, "submitted"), after_s=15.0, key=submitted.key, type=TIMER,
-                                payload=canonical({"job_id": str(new_job)})))
+            more = submission(command, job_id=new_job, principal=envelope.principal, tenant=envelope.tenant,
+                              parent=job_id)
+            expected = {**expected, **more.expected}
+            rows.extend(replace(row, correlation=correlation) for row in more.rows)
+            timers.extend(more.set_timers)
         return AppendRequest(expected=expected, rows=rows, take=out.take, release=out.release, counters=out.counters,
                              set_timers=timers, clear_timers=out.clear_timers)
 
@@ -308,14 +304,12 @@ class Runtime:
 
 def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:
     """The JobSubmitted of a command that came by message and is not in the log yet."""
-    return JobSubmitted(job_id=envelope.id, command=command.TYPE, version=command.VERSION,
-                        body=command.model_dump(mode="json", exclude_none=True), key=command.key(envelope.id),
-                        principal=envelope.principal or "system", tenant=envelope.tenant)
+    return submitted(command, job_id=envelope.id, principal=envelope.principal or "system", tenant=envelope.tenant)
 
 
-def command_of(submitted: JobSubmitted) -> Command:
+def command_of(fact: JobSubmitted) -> Command:
     """The command inside a JobSubmitted."""
-    message = decode(submitted.command, submitted.version, canonical(submitted.body))
+    message = decode(fact.command, fact.version, canonical(fact.body))
     assert isinstance(message, Command)
     return message
 
@@ -339,9 +333,9 @@ def _order(row: LogRow) -> Order:
     return order
 
 
-def _same(state: JobState | None, submitted: JobSubmitted) -> None:
-    if state is not None and (state.submitted.command, state.submitted.body) != (submitted.command, submitted.body):
-        raise IdReused(f"the id {submitted.job_id} was used for another command", field="id",
+def _same(state: JobState | None, fact: JobSubmitted) -> None:
+    if state is not None and (state.submitted.command, state.submitted.body) != (fact.command, fact.body):
+        raise IdReused(f"the id {fact.job_id} was used for another command", field="id",
                            remedy="a command id may only be sent again with the same body")
 
 

@@ -156,7 +156,8 @@ class _Backup:
         """Nothing of it remains, on the disk or in the store."""
         state = self.state(context)
         context.count(image_store.residents(state.store_id), -1)
-        context.emit(stream(state.id), SnapshotFailed(snapshot_id=state.id, failure=failure))
+        context.emit(stream(state.id), SnapshotFailed(
+            snapshot_id=state.id, failure=failure, store_id=state.store_id if state.image else None))
         self.release(context, backing_up=False)
 
 
@@ -296,7 +297,8 @@ class DeleteFlow:
                                remedy=f"wait for its job to end, or cancelJob jobid={state.job_id}")
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
-        context.emit(stream(state.id), SnapshotDeleteRequested(snapshot_id=state.id, job_id=context.job_id))
+        context.emit(stream(state.id), SnapshotDeleteRequested(
+            snapshot_id=state.id, job_id=context.job_id, store_id=state.store_id if state.image else None))
 
     def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
@@ -310,7 +312,8 @@ class DeleteFlow:
         state = self._state(context)
         if state.image is not None:
             context.count(image_store.residents(state.store_id), -1)
-        context.emit(stream(state.id), SnapshotDeleted(snapshot_id=state.id))
+        context.emit(stream(state.id), SnapshotDeleted(
+            snapshot_id=state.id, store_id=state.store_id if state.image else None))
         return {"success": True}
 
     def fail(self, context: Context, failure: Failure) -> None:

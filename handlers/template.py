@@ -171,8 +171,9 @@ class RegisterFlow:
         state = self._state(context)
         context.count(image_store.residents(state.store_id), -1)
         if state.status == "Ready":  # it was fetched before the cancel was seen, and taken back
-            context.emit(stream(state.id), TemplateDeleteRequested(template_id=state.id, job_id=context.job_id))
-            context.emit(stream(state.id), TemplateDeleted(template_id=state.id))
+            context.emit(stream(state.id), TemplateDeleteRequested(
+                template_id=state.id, job_id=context.job_id, store_id=state.store_id))
+            context.emit(stream(state.id), TemplateDeleted(template_id=state.id, store_id=state.store_id))
         else:
             context.emit(stream(state.id), TemplateFailed(template_id=state.id, failure=failure))
 
@@ -208,7 +209,8 @@ class DeleteFlow:
             raise BadParameter("the template is already being deleted", field="id")
         context.count(readers("template", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the template", field="id", remedy="wait for that job to end"))
-        context.emit(stream(state.id), TemplateDeleteRequested(template_id=state.id, job_id=context.job_id))
+        context.emit(stream(state.id), TemplateDeleteRequested(
+            template_id=state.id, job_id=context.job_id, store_id=state.store_id if state.image else None))
 
     def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
@@ -222,7 +224,8 @@ class DeleteFlow:
         state = self._state(context)
         if state.image is not None:
             context.count(image_store.residents(state.store_id), -1)
-        context.emit(stream(state.id), TemplateDeleted(template_id=state.id))
+        context.emit(stream(state.id), TemplateDeleted(
+            template_id=state.id, store_id=state.store_id if state.image else None))
         return {"success": True}
 
     def fail(self, context: Context, failure: Failure) -> None:

@@ -53,7 +53,8 @@ def decode(type: str, version: int, payload: bytes) -> Message:  # noqa: A002 - 
     if newest == 0:
         raise UnknownType(f"no message is named {type!r}", field="type", remedy="`storebus asyncapi` lists the names")
     if not 1 <= version <= newest:
-        raise FromTheFuture(f"{type} version {version} is not 1 to {newest}", field="version", remedy="upgrade this role")
+        raise FromTheFuture(f"{type} version {version} is not 1 to {newest}", field="version",
+                            remedy="upgrade this role")
     try:
         if version == newest:
             return REGISTRY[type, newest].model_validate_json(payload)

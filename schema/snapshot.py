@@ -93,6 +93,8 @@ class SnapshotFailed(Event, type="snapshot.failed"):
 
     snapshot_id: UUID
     failure: Failure
+    store_id: UUID | None = None
+    """The store that held its object; None when it has none."""
 
 
 class SnapshotDeleteRequested(Event, type="snapshot.delete_requested"):
@@ -100,9 +102,13 @@ class SnapshotDeleteRequested(Event, type="snapshot.delete_requested"):
 
     snapshot_id: UUID
     job_id: UUID
+    store_id: UUID | None = None
+    """The store that holds its object; None when it has none."""
 
 
 class SnapshotDeleted(Event, type="snapshot.deleted"):
     """Its bytes are gone (Destroyed)."""
 
     snapshot_id: UUID
+    store_id: UUID | None = None
+    """The store that holds its object; None when it has none."""

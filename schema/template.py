@@ -78,9 +78,13 @@ class TemplateDeleteRequested(Event, type="template.delete_requested"):
 
     template_id: UUID
     job_id: UUID
+    store_id: UUID | None = None
+    """The store that holds its object; None when it has none."""
 
 
 class TemplateDeleted(Event, type="template.deleted"):
     """The store confirmed that its bytes are gone."""
 
     template_id: UUID
+    store_id: UUID | None = None
+    """The store that holds its object; None when it has none."""

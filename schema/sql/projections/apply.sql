@@ -9,7 +9,7 @@ BEGIN
     FOR change IN SELECT value FROM jsonb_array_elements(changes) LOOP
         -- Only tables of this schema can be named: the cast fails for anything else.
         target := format('read.%I', change->>0)::regclass;
-        IF change->2 = 'null'::jsonb THEN
+        IF change->2 = 'null'::jsonb THEN -- the row is gone
             EXECUTE format('DELETE FROM %s WHERE id = $1', target) USING change->>1;
         ELSE
             EXECUTE format(

@@ -1,0 +1,84 @@
+"""The read model: where projections rest and lists are read from. Generic; knows tables by name only.
+
+Owns the two database roles of reading: the projector's (writes read tables only) and the application's (reads them).
+Refuses to know what a column means. A change is `[table, id, columns or None]`, overlaid in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import asyncpg
+
+from bus.errors import StoreAway
+
+Change = tuple[str, str, dict[str, Any] | None]
+AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
+        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, TimeoutError)
+"""What asyncpg raises when the server is away."""
+
+
+class ReadModel(Protocol):
+    """Overlay changes, read pages."""
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """Overlay the changes, in order, in one commit. Twice is once."""
+
+    async def clear(self) -> None:
+        """Empty every table, for a rebuild."""
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """One page in `order`, and how many rows match in all. `search` is a substring of the name."""
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+
+
+class PostgresReadModel:
+    """The read tables in the schema `read`."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def connect(cls, dsn: str, *, role: str) -> PostgresReadModel:
+        """`role`: storebus_projector or storebus_app. Raises StoreAway."""
+
+        async def become(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+            await connection.execute(f"SET ROLE {role}")
+
+        try:
+            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4, setup=become, command_timeout=60)
+        except AWAY as error:
+            raise StoreAway(f"Postgres does not answer: {error}",
+                            remedy="start it, or check STOREBUS_DATABASE_URL") from None
+        assert pool is not None
+        return cls(pool)
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """See ReadModel."""
+        await self._run("SELECT read.apply($1::jsonb)", json.dumps(changes))
+
+    async def clear(self) -> None:
+        """See ReadModel."""
+        await self._run("SELECT read.clear()")
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """See ReadModel."""
+        found = await self._run("SELECT total, item::text FROM read.rows($1, $2::jsonb, $3, $4, $5, $6)", table,
+                                json.dumps(dict(where or {})), search, order, limit, offset)
+        return [json.loads(item) for _, item in found], (found[0][0] if found else 0)
+
+    async def _run(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        try:
+            return await self._pool.fetch(query, *arguments, timeout=60)
+        except AWAY as error:
+            raise StoreAway(f"Postgres does not answer: {error}", remedy="it is tried again by itself") from None
+
+    async def aclose(self) -> None:
+        """See ReadModel."""
+        await self._pool.close()

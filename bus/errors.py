@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from schema.failure import Cancelled, Failed, Unavailable, Unknown
+from schema.failure import Cancelled, Failed, Failure, Unavailable, Unknown
 
 
 class StoreAway(Unavailable):
@@ -70,7 +70,11 @@ class NoHandler(Failed):
 
 
 class CallFailed(Failed):
-    """The other side failed; its failure is `remote`."""
+    """The other side failed; its failure is `remote`, whose codes and texts this error shows."""
+
+    def __init__(self, remote: Failure) -> None:
+        super().__init__(remote.cause, field=remote.field, remedy=remote.remedy)
+        self.remote = self.failure = remote
 
 
 class CallTimedOut(Unknown):

@@ -33,10 +33,13 @@ def _secrets(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _secrets(inner, (*path, str(index)))
-    elif isinstance(value, str) and value and len(path) > 1 and NAMES.search(path[-1]):
-        # Only inside maps: the fields of commands themselves are known, and `key` there is an object's name.
-        if not Secret.is_reference(value):
-            yield path, value
+    elif isinstance(value, str) and value and not Secret.is_reference(value) and _names_a_secret(path):
+        yield path, value
+
+
+def _names_a_secret(path: tuple[str, ...]) -> bool:
+    # Only inside maps: the fields of commands themselves are known, and `key` there is an object's name.
+    return len(path) > 1 and NAMES.search(path[-1]) is not None
 
 
 def refuse_password_in_url(body: dict[str, Any]) -> None:

@@ -1,0 +1,102 @@
+"""System: what HTTP and the command line need of a running installation, behind one small surface.
+
+Owns the way from a validated command to an accepted job or a refusal, and from a question to rows. Refuses to know
+HTTP and CloudStack's spelling. The commit point of a command is one append here; the broker is not in its path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from bus.event_store import EventStore
+from bus.read_model import ReadModel
+from bus.sealing import refuse_password_in_url, sealed
+from bus.submission import submission, submit
+from bus.vault import Vault
+from handlers.projector import NAME as PROJECTOR
+from handlers.runtime import Runtime
+from schema.message import Command
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+class System:
+    """One installation, reached through its database."""
+
+    def __init__(self, store: EventStore, runtime: Runtime, views: ReadModel, vault: Vault) -> None:
+        self.store, self.runtime, self.views, self.vault = store, runtime, views, vault
+
+    async def precheck(self, command: Command, job_id: UUID) -> None:
+        """Raise what would refuse the command now. Its real decision is made when it is handled."""
+        refuse_password_in_url(command.model_dump(mode="json", exclude_none=True))
+        await self.runtime.precheck(command, job_id)
+
+    async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
+        """The command with clear secrets replaced by vault references."""
+        return await sealed(command, self.vault.seal, job_id=job_id)
+
+    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin") -> int:
+        """Accept the command: one append. Returns its position; from here on it reaches exactly one end."""
+        appended = await submit(self.store, submission(command, job_id=job_id, principal=principal))
+        return appended.last_position
+
+    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin") -> dict[str, Any]:
+        """Run a command that needs no agent in one append, then wait until lists show it."""
+        result, position = await self.runtime.run_now(command, job_id, principal)
+        await self.wait_for(position, timeout_s=2.0)
+        return result
+
+    async def wait_for(self, position: int, *, timeout_s: float) -> bool:
+        """Wait until the read tables hold everything up to `position`; False when the time is over (a stale answer)."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            known = await self.store.load_checkpoint(PROJECTOR)
+            if known is not None and known.position >= position:
+                return True
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """One page of a read table, and how many rows match in all."""
+        return await self.views.rows(table, where, search=search, order=order, limit=limit, offset=offset)
+
+    async def job(self, job_id: UUID) -> dict[str, Any] | None:
+        """A job's row, with `progress` (stage, bytes, total, rate, eta) while it runs. None when there is none."""
+        rows, _ = await self.rows("job", {"id": str(job_id)}, limit=1)
+        if not rows:
+            return await self._unseen(job_id)
+        row = rows[0]
+        if row["status"] not in ENDED and row.get("work"):
+            found = await self.store.get_progress([row["work"]])
+            if row["work"] in found:
+                row["progress"] = json.loads(found[row["work"]])
+        return row
+
+    async def _unseen(self, job_id: UUID) -> dict[str, Any] | None:
+        """A job that was accepted and that the read tables do not show yet."""
+        first = await self.store.read_stream(f"job-{job_id}", limit=1)
+        if not first:
+            return None
+        body = json.loads(first[0].payload)
+        return {"id": str(job_id), "command": body["command"], "status": "submitted", "body": body["body"],
+                "principal": body.get("principal", ""), "created": first[0].recorded_at.isoformat(), "step": None,
+                "subject": None, "result": None, "failure": None, "cancel_requested": False, "completed": None}
+
+    async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
+        """The job's row once it has ended, None when the time is over (the job goes on)."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            head = await self.store.head()
+            row = await self.job(job_id)
+            if row is not None and row["status"] in ENDED:
+                return row
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return None
+            await self.store.wait(head, timeout_s=min(left, 0.25))

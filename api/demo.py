@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TransferSpeedColumn
 
 from api import demo_checks
 from api.demo_image import build_image, serve
-from api.demo_s3 import SeaweedFS
+from api.demo_s3 import SeaweedFS, start_seaweedfs
 from bus.installation import read_installation
 from schema.failure import WorkFailed
 
@@ -69,8 +69,7 @@ class Demo:
         disk = await build_image(self.image, self.base / "image")
         self.say(f"a disk image: {disk.path.name}, {disk.virtual_size >> 20} MiB virtual, {disk.size >> 20} MiB stored")
         web = await stack.enter_async_context(serve(disk.path, slow=SLOW))
-        s3 = await stack.enter_async_context(SeaweedFS(self.base / "s3"))
-        await s3.create_bucket(BUCKET)
+        s3 = stack.enter_context(await asyncio.to_thread(start_seaweedfs, parent=self.base, bucket=BUCKET))
         self.say(f"an S3 server: SeaweedFS at {s3.endpoint}")
         await stack.enter_async_context(self._storebus(web.port))
         self.say(f"storebus up: {self.api}")

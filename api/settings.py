@@ -36,3 +36,4 @@ class Settings(BaseSettings):
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
     log_format: str = Field("text", description="text or json.")
+    failpoints: str = Field("", description="For fault tests: name=kill,name=raise,name=sleep:S at named places of the code.")

@@ -16,7 +16,7 @@ from bus.event_store import AppendRequest, NewRow
 from schema.agent import AgentAnnounced, AgentHello
 from schema.codec import decode, encode
 from schema.failure import Denied
-from schema.ids import NAMESPACE, derive
+from schema.ids import NAMESPACE, derive, zone_named
 from schema.message import Event
 from schema.zone import PrimaryStoreAnnounced, ZoneCreated
 
@@ -46,7 +46,7 @@ async def announce(runtime: Runtime, hello: AgentHello) -> None:
 
 async def create_zone(runtime: Runtime, name: str) -> UUID:
     """The zone of this name, made if it is not there yet."""
-    zone_id = derive(NAMESPACE, f"{runtime.installation}/zone/{name}")
+    zone_id = zone_named(name)
     await record(runtime, [(f"zone-{zone_id}", ZoneCreated(zone_id=zone_id, name=name))])
     return zone_id
 

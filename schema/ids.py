@@ -16,6 +16,11 @@ def derive(parent: UUID, role: str) -> UUID:
     return uuid5(parent, role)
 
 
+def zone_named(name: str) -> UUID:
+    """The id of a zone that comes from configuration: agents elsewhere derive the same from its name."""
+    return uuid5(NAMESPACE, f"zone/{name}")
+
+
 def stream(noun: str, thing: UUID | str) -> str:
     """The stream of one thing, `<noun>-<id>`, which is also its partition key."""
     return f"{noun}-{thing}"

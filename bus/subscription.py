@@ -189,6 +189,8 @@ class Reading:
     streams: tuple[str, ...] = ()
     correlation: UUID | None = None
     page: int = PAGE
+    lease_s: float = LEASE_S
+    """How long a group stays taken after its reader was killed."""
     patience_s: float = PATIENCE_S
     """How long the database may be away, and how long to wait while another reader has the group."""
 
@@ -264,21 +266,22 @@ class Subscription:
             raise
 
     async def _take_group(self) -> None:
-        holder = f"reader-{uuid4()}"
+        name, holder, lease_s = self.checkpoint_name, f"reader-{uuid4()}", self.reading.lease_s
         until = time.monotonic() + self.reading.patience_s
-        while (lease := await self.store.acquire_lease(self.checkpoint_name, holder, ttl_s=LEASE_S)) is None:
+        while (lease := await self.store.acquire_lease(name, holder, ttl_s=lease_s)) is None:
             if time.monotonic() >= until:
-                raise Conflict(f"another reader has the group {self.reading.group!r}", stream=self.checkpoint_name)
+                raise Conflict(f"another reader has the group {self.reading.group!r}", stream=name)
             await asyncio.sleep(0.25)
         self._lease = lease
-        self._renewer = asyncio.create_task(self._renew(lease), name=f"lease {self.checkpoint_name}")
+        self._renewer = asyncio.create_task(self._renew(lease), name=f"lease {name}")
 
     async def _renew(self, lease: Lease) -> None:
-        alive_until = time.monotonic() + LEASE_S
+        lease_s = self.reading.lease_s
+        alive_until = time.monotonic() + lease_s
         while True:
-            await asyncio.sleep(LEASE_S / 4)
+            await asyncio.sleep(lease_s / 4)
             try:
-                now = await self.store.acquire_lease(lease.name, lease.holder, ttl_s=LEASE_S)
+                now = await self.store.acquire_lease(lease.name, lease.holder, ttl_s=lease_s)
             except StoreAway:
                 if time.monotonic() < alive_until:
                     continue
@@ -286,7 +289,7 @@ class Subscription:
             if now is None or now.fence != lease.fence:
                 self._lost = Conflict(f"another reader took over the group {self.reading.group!r}", stream=lease.name)
                 return
-            alive_until = time.monotonic() + LEASE_S
+            alive_until = time.monotonic() + lease_s
 
     async def _check(self, known: Checkpoint) -> None:
         if known.epoch != self._epoch:

@@ -115,8 +115,8 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
 def test_what_goes_out_is_what_the_document_requires() -> None:
     """The headers of a row as the bus sends it validate against EventHeaders."""
     job, thing = uuid4(), uuid4()
-    row = LogRow(7, f"snapshot-{thing}", 0, "event", "snapshot.deleted", 1, uuid4(), f"snapshot-{thing}", "", "root", job,
-                 None, datetime.now(UTC), canonical({"snapshot_id": str(thing)}), b'{"principal":"engineer"}')
+    row = LogRow(7, f"snapshot-{thing}", 0, "event", "snapshot.deleted", 1, uuid4(), f"snapshot-{thing}", "", "root",
+                 job, None, datetime.now(UTC), canonical({"snapshot_id": str(thing)}), b'{"principal":"engineer"}')
     message = wire(row)
     validate(resolve("#/components/schemas/EventHeaders"), dict(message.headers))
     validate(MESSAGES[row.type]["payload"], json.loads(message.body))

@@ -1,7 +1,7 @@
 """ImageStore: the plug-in interface for places that keep immutable images by key (S3, Swift, NFS-like folders).
 
-One file is one store: settings, scope and capabilities as class attributes, the methods below, and an entry point in the
-group `storebus.image_store`. `tests/contract/image_store.py` proves it. A store raises only Refused, WorkFailed,
+One file is one store: settings, scope and capabilities as class attributes, the methods below, and an entry point in
+the group `storebus.image_store`. `tests/contract/image_store.py` proves it. A store raises only Refused, WorkFailed,
 WorkRetryable and Unknown (schema.failure), each saying what is wrong in the operator's words, never a secret.
 A method may be called twice with the same arguments and means it once. Keys are made by Storebus (uuids and
 slashes), never by users.
@@ -9,7 +9,7 @@ slashes), never by users.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -69,7 +69,9 @@ class ImageStore(Protocol):
 
     @classmethod
     async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
-        """Connect. `secrets` maps the name of a detail to its clear value. Raises Refused naming the detail at fault."""
+        """Connect. `secrets` maps the name of a detail to its clear value.
+
+        Raises Refused naming the detail at fault, WorkRetryable when the store is away for now."""
 
     @property
     def limits(self) -> Limits:
@@ -91,14 +93,16 @@ class ImageStore(Protocol):
         """The object, and unfinished uploads of it, are gone when this returns. Absent is fine."""
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """All complete objects below `prefix`, in pages, in constant memory."""
+        """All complete objects below the path `prefix` (whole components: `a/b` has `a/b/c`, not `a/bc`; empty: all),
+        in pages, in constant memory."""
 
-    async def unfinished(self, prefix: str) -> list[str]:
-        """Keys below `prefix` that have an unfinished upload."""
+    async def unfinished(self, prefix: str) -> Sequence[str]:
+        """Keys below the path `prefix` that have an unfinished upload."""
 
     async def test(self, prefix: str) -> None:
-        """List, put, get, range, multipart, delete a probe below `prefix`. Raises Refused naming the step, the cause and
-        the remedy; leaves nothing behind."""
+        """List, put, get, range, multipart, delete a probe below `prefix`, as a new store is added (`probe.py`).
+
+        Raises Refused naming the step, the cause and the remedy; leaves nothing behind."""
 
     async def aclose(self) -> None:
         """Let go of connections."""

@@ -1,0 +1,183 @@
+"""MemoryImageStore: objects in this process, by url. For tests, dry runs and as the shortest complete plug-in.
+
+It owns one dictionary per url, shared by everyone in the process who opens that url, so that an agent can be closed and
+opened again. It refuses to touch disk or network. `bucket(url)` gives tests the inside: what is stored, and `before`,
+an awaitable called with (operation, key) before each operation, which may raise or wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from agents.image_stores.base import Bytes, Limits, ObjectInfo
+from agents.image_stores.details import read_details
+from agents.image_stores.probe import probe
+from schema.failure import Refused, WorkFailed
+from schema.image import StoreSpec
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What rests under one url."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    uploads: dict[str, tuple[str, dict[int, bytes]]] = field(default_factory=dict)
+    """Upload id to key and parts."""
+    before: Callable[[str, str], Awaitable[None]] | None = None
+    secret: str = ""
+    """When set, the secret key that `open` asks for."""
+
+
+_buckets: dict[str, Bucket] = {}
+
+
+def bucket(url: str) -> Bucket:
+    """The inside of the store under `url`, made when first asked for."""
+    return _buckets.setdefault(url, Bucket())
+
+
+class MemorySettings(BaseModel):
+    """Details of a memory store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    secretkey: SecretStr | None = Field(None, description="Stands for a real store's secret.")
+
+
+class MemoryUpload:
+    """An upload in memory."""
+
+    def __init__(self, store: MemoryImageStore, key: str, part_size: int) -> None:
+        self._store, self._key, self._part_size = store, key, part_size
+        self._id = uuid4().hex
+        self._done: ObjectInfo | None = None
+        store._bucket.uploads[self._id] = (key, {})
+
+    def _parts(self) -> dict[int, bytes]:
+        found = self._store._bucket.uploads.get(self._id)
+        if found is None:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        return found[1]
+
+    async def part(self, number: int, data: Bytes) -> None:
+        """Keep a copy."""
+        await self._store._called("part", self._key)
+        limits = self._store.limits
+        if not 1 <= number <= limits.max_parts or not 0 < len(data) <= self._part_size:
+            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
+        self._parts()[number] = bytes(data)
+
+    async def complete(self, size: int) -> ObjectInfo:
+        """Join the parts."""
+        await self._store._called("complete", self._key)
+        if self._done is not None:
+            return self._done
+        parts = self._parts()
+        if sorted(parts) != list(range(1, len(parts) + 1)):
+            raise WorkFailed(f"parts of {self._key} are missing", remedy="write all parts, then complete")
+        if any(len(parts[number]) != self._part_size for number in range(1, len(parts))):
+            raise WorkFailed(f"a part of {self._key} other than the last is short")
+        body = b"".join(parts[number] for number in sorted(parts))
+        if len(body) != size:
+            raise WorkFailed(f"the parts of {self._key} have {len(body)} bytes, not {size}")
+        self._store._bucket.objects[self._key] = body
+        del self._store._bucket.uploads[self._id]
+        self._done = ObjectInfo(key=self._key, size=size)
+        return self._done
+
+    async def abort(self) -> None:
+        """Forget the parts."""
+        await self._store._called("abort", self._key)
+        self._store._bucket.uploads.pop(self._id, None)
+
+
+class MemoryImageStore:
+    """Objects in a dictionary."""
+
+    PROVIDER: ClassVar[str] = "memory"
+    SCOPE: ClassVar[str] = "REGION"
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts"})
+    Settings: ClassVar[type[BaseModel]] = MemorySettings
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    @classmethod
+    async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
+        """Find or make the dictionary of this url."""
+        settings = read_details(MemorySettings, spec, secrets)
+        found = bucket(spec.url)
+        given = settings.secretkey.get_secret_value() if settings.secretkey else ""
+        if found.secret and given != found.secret:
+            raise Refused("the store does not take this secret", field="details.secretkey", remedy="give the right one")
+        return cls(found)
+
+    @property
+    def limits(self) -> Limits:
+        """As S3, but parts may be tiny."""
+        return Limits(min_part=4096, max_part=5 << 30, max_parts=10_000)
+
+    async def _called(self, operation: str, key: str) -> None:
+        if self._bucket.before is not None:
+            await self._bucket.before(operation, key)
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """The object, or None."""
+        await self._called("stat", key)
+        body = self._bucket.objects.get(key)
+        return None if body is None else ObjectInfo(key=key, size=len(body))
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """A slice."""
+        await self._called("read", key)
+        body = self._bucket.objects.get(key)
+        if body is None:
+            raise WorkFailed(f"the object {key} is absent", remedy="it was deleted or never written")
+        return body[offset : offset + length]
+
+    async def put(self, key: str, body: bytes) -> None:
+        """Replace."""
+        await self._called("put", key)
+        self._bucket.objects[key] = bytes(body)
+
+    async def begin(self, key: str, *, part_size: int) -> MemoryUpload:
+        """Start an upload; earlier ones of this key are ended."""
+        await self._called("begin", key)
+        self._end(key)
+        return MemoryUpload(self, key, part_size)
+
+    async def delete(self, key: str) -> None:
+        """Forget."""
+        await self._called("delete", key)
+        self._end(key)
+        self._bucket.objects.pop(key, None)
+
+    def _end(self, key: str) -> None:
+        for upload in [upload for upload, (of, _) in self._bucket.uploads.items() if of == key]:
+            del self._bucket.uploads[upload]
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """As they are when asked."""
+        await self._called("list", prefix)
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        for key, body in sorted(self._bucket.objects.items()):
+            if key.startswith(below):
+                yield ObjectInfo(key=key, size=len(body))
+
+    async def unfinished(self, prefix: str) -> Sequence[str]:
+        """Keys with parts and no object yet."""
+        await self._called("unfinished", prefix)
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        return sorted({key for key, _ in self._bucket.uploads.values() if key.startswith(below)})
+
+    async def test(self, prefix: str) -> None:
+        """The same steps as any store."""
+        await probe(self, prefix)
+
+    async def aclose(self) -> None:
+        """Nothing to let go of: the dictionary stays for the next who opens this url."""

@@ -1,0 +1,118 @@
+"""The test of an image store that is being added: list, put, get, range, multipart, delete, for any plug-in.
+
+It owns the steps and their wording. It refuses to know a store: it uses nothing but the interface, so every plug-in is
+asked the same, and a failure is always a Refused that names the step, the cause and the remedy. Nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from uuid import uuid4
+
+from agents.image_stores.base import ImageStore
+from schema.failure import Failed, Refused
+
+log = logging.getLogger(__name__)
+STEP_S = 120.0
+"""Seconds that one step may take; a store that needs longer for 5 MiB is of no use."""
+
+
+async def probe(store: ImageStore, prefix: str, *, field: str = "url") -> None:
+    """Run all steps with probe objects below `prefix`. Raises Refused; `field` is named where the cause names none."""
+    run = _Probe(store, f"{prefix.rstrip('/')}/probe-{uuid4()}".lstrip("/"))
+    try:
+        for step, act in run.steps:
+            run.step = step
+            async with asyncio.timeout(STEP_S):
+                await act()
+    except TimeoutError:
+        raise Refused(f"test step {run.step}: no answer within {STEP_S:.0f} s", field=field,
+                      remedy="check that the store is reachable and not overloaded") from None
+    except Failed as error:
+        failure = error.failure
+        raise Refused(f"test step {run.step}: {failure.cause}", field=failure.field or field,
+                      remedy=failure.remedy) from error
+    finally:
+        await run.sweep()
+
+
+class _Probe:
+    """One run: its keys, its steps."""
+
+    def __init__(self, store: ImageStore, base: str) -> None:
+        self.store, self.base = store, base
+        self.small, self.large = f"{base}/small", f"{base}/large"
+        self.body = secrets.token_bytes(4096)
+        self.steps = (("list", self.list), ("put", self.put), ("get", self.get), ("range", self.range),
+                      ("multipart", self.multipart), ("delete", self.delete))
+        self.step = ""
+        self.touched = False
+
+    async def list(self) -> None:
+        """The place is there, and empty."""
+        if await self._keys():
+            raise Refused("the listing of a fresh prefix is not empty")
+
+    async def put(self) -> None:
+        """A small object can be written and is listed."""
+        self.touched = True
+        await self.store.put(self.small, self.body)
+        if await self._keys() != [self.small]:
+            raise Refused("the object just written is not listed", remedy="the store must list its writes at once")
+
+    async def get(self) -> None:
+        """It comes back as it was."""
+        if await self.store.read(self.small, 0, len(self.body)) != self.body:
+            raise Refused("the object came back changed", remedy="check proxies and caches in between")
+
+    async def range(self) -> None:
+        """So does a piece of it."""
+        if await self.store.read(self.small, 1000, 500) != self.body[1000:1500]:
+            raise Refused("a ranged read came back changed", remedy="the store must honour the Range header")
+
+    async def multipart(self) -> None:
+        """Parts make an object; an upload that is ended leaves nothing."""
+        part_size = self.store.limits.min_part
+        first = await asyncio.to_thread(lambda: self.body * (part_size // len(self.body) + 1))
+        upload = await self.store.begin(self.large, part_size=part_size)
+        try:
+            await upload.part(2, self.body)
+            await upload.part(1, first[:part_size])
+            done = await upload.complete(part_size + len(self.body))
+        except BaseException:
+            await upload.abort()
+            raise
+        seen = await self.store.read(self.large, part_size - 100, 200)
+        if done.size != part_size + len(self.body) or seen != first[part_size - 100:part_size] + self.body[:100]:
+            raise Refused("an object made of parts came back changed")
+        again = await self.store.begin(self.large, part_size=part_size)
+        try:
+            await again.part(1, self.body)
+        finally:
+            await again.abort()
+        if await self.store.unfinished(self.base):
+            raise Refused("an aborted upload is still there", remedy="allow the account to abort multipart uploads")
+
+    async def delete(self) -> None:
+        """Both objects go, twice."""
+        for key in (self.small, self.large, self.large):
+            await self.store.delete(key)
+        if await self._keys():
+            raise Refused("a deleted object is still listed", remedy="switch off object lock on the bucket")
+
+    async def sweep(self) -> None:
+        """Leave nothing, whatever happened; what cannot be removed is logged by name."""
+        if not self.touched:
+            return
+        for key in (self.small, self.large):
+            try:
+                async with asyncio.timeout(STEP_S):
+                    await self.store.delete(key)
+            except (Failed, TimeoutError) as error:
+                log.warning("the probe object %s could not be removed: %s", key, error)
+
+    async def _keys(self) -> Sequence[str]:
+        return [info.key async for info in self.store.list(self.base)]

@@ -49,7 +49,7 @@ class ImageStoreRequested(Event, type="image_store.requested"):
     """A store is being tested; nothing may rest on it yet."""
 
     store: StoreSpec
-    zone_id: UUID | None
+    zone_id: UUID | None = None
     scope: str
     """ZONE or REGION"""
     job_id: UUID

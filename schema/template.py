@@ -47,7 +47,7 @@ class TemplateRegistered(Event, type="template.registered"):
     url: str
     format: ImageFormat
     hypervisor: str
-    zone_id: UUID | None
+    zone_id: UUID | None = None
     checksum: str
     is_public: bool = False
     is_featured: bool = False

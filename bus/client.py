@@ -262,8 +262,9 @@ class Bus:
         patterns: list[str] = []
         for subject in dispatcher.table:
             patterns += [subject] if {"*", "#"} & set(subject.split(".")) else [subject, f"{subject}.#"]
-        async for event in self.subscribe(patterns, from_=from_, group=group):
-            await dispatcher.dispatch(event.type, event)
+        async with contextlib.aclosing(aiter(self.subscribe(patterns, from_=from_, group=group))) as events:
+            async for event in events:
+                await dispatcher.dispatch(event.type, event)
 
     # --- calls ---
 

@@ -1,0 +1,315 @@
+"""S3ImageStore: images as objects of one bucket, through aiobotocore.
+
+It owns requests, their retries and their meaning on S3. It refuses to interpret keys and bytes. Every request goes
+through `ask`, the only place that retries, waits and raises; botocore's own retries are off. Bodies are not hashed for
+the signature (UNSIGNED-PAYLOAD): each part carries a signed Content-MD5, computed in a thread, that the store checks,
+and the ETag it answers is compared, so a part is acknowledged only when the right bytes arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar, Self, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+from botocore.exceptions import ClientError
+from pydantic import BaseModel
+
+from agents.image_stores.base import Limits, ObjectInfo
+from agents.image_stores.details import read_details
+from agents.image_stores.probe import probe
+from agents.image_stores.s3_errors import Damaged, Trouble, understand
+from agents.image_stores.s3_settings import Place, S3Settings, find_place
+from agents.image_stores.s3_upload import Body, S3Upload, check_etag, md5
+from schema.failure import WorkFailed
+from schema.image import StoreSpec
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+POOL = 40
+"""Connections of one store: four transfers of ten parts each."""
+BACKOFF_S = 0.2
+MAX_BACKOFF_S = 5.0
+MAX_PAGES = 1_000_000
+# At DEBUG these write whole requests: bodies, headers, canonical requests. Nobody needs them in a log for ever.
+_TALKERS = ("botocore", "aiobotocore")
+
+
+class S3ImageStore:
+    """A bucket, or a part of one (every key starts with the installation's prefix)."""
+
+    PROVIDER: ClassVar[str] = "s3"
+    SCOPE: ClassVar[str] = "REGION"
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
+        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5"})
+    Settings: ClassVar[type[BaseModel]] = S3Settings
+    page_size = 1000
+    """Keys asked for in one page of a listing."""
+
+    def __init__(self, settings: S3Settings, place: Place, client: Any, stack: AsyncExitStack) -> None:
+        self.settings, self.place, self.client = settings, place, client
+        self.bucket = place.bucket
+        self._stack = stack
+
+    @classmethod
+    async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
+        """Connect and list once, which proves address, credentials and bucket.
+
+        Raises Refused naming the detail at fault, or WorkRetryable when the store is away for now.
+        """
+        settings = read_details(S3Settings, spec, secrets)
+        place = find_place(spec, settings)
+        session = await asyncio.to_thread(_warm_session)
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(session.create_client(
+                "s3", region_name=settings.region, endpoint_url=place.endpoint, use_ssl=settings.usehttps is not False,
+                verify=settings.cafile or True, aws_access_key_id=settings.accesskey,
+                aws_secret_access_key=settings.secretkey.get_secret_value(), config=_config(settings)))
+            # A body is sent without asking first: the round trip costs more than the rare refusal saves.
+            client.meta.events.register_last("before-call.s3", _no_expect)
+            store = cls(settings, place, client, stack)
+            await store._reach()
+            store._stack = stack.pop_all()
+            return store
+        raise AssertionError("unreachable")
+
+    async def _reach(self) -> None:
+        action = f"open the bucket {self.bucket}"
+        try:
+            await self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        except Exception as error:
+            trouble = understand(error, endpoint=self.place.shown)
+            if trouble is None:
+                raise
+            raise (trouble.failure(action) if trouble.passes else trouble.refusal(action)) from None
+
+    @property
+    def limits(self) -> Limits:
+        """As AWS has them; other S3 stores keep to them."""
+        return Limits(min_part=5 << 20, max_part=5 << 30, max_parts=10_000)
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """The object, or None. A missing bucket is a failure, not an absent object."""
+        try:
+            found = await self.ask(f"look at {key}", lambda: self.client.head_object(Bucket=self.bucket, Key=key),
+                                    plain=("404", "403", "400", "NoSuchKey"))
+        except ClientError as error:
+            # An answer to HEAD has no body, so no reason; a listing of that one key has.
+            listed = await self.ask(f"look at {key}", lambda: self.client.list_objects_v2(
+                Bucket=self.bucket, Prefix=key, MaxKeys=1))
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                return None
+            log.debug("HEAD refused, listing answered with %d keys", listed.get("KeyCount", 0))
+            raise Trouble(code="AccessDenied", field="details.accesskey", cause="the account may not read the object",
+                          remedy="allow it to get objects").failure(f"look at {key}") from None
+        return ObjectInfo(key=key, size=int(found["ContentLength"]))
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """One ranged GET; a short or broken answer is asked for again."""
+        if length <= 0:
+            return b""
+
+        async def get() -> bytes:
+            answer = await self.client.get_object(Bucket=self.bucket, Key=key,
+                                                  Range=f"bytes={offset}-{offset + length - 1}")
+            async with answer["Body"] as body:
+                expected = _expected(answer, offset, length)
+                data: bytes = await body.read()
+            if len(data) != expected:
+                raise Damaged(f"{len(data)} bytes of {expected}")
+            return data
+
+        try:
+            return await self.ask(f"read {key}", get, plain=("InvalidRange", "416"))
+        except ClientError:
+            return b""  # past the end
+
+    async def put(self, key: str, body: bytes) -> None:
+        """One PUT with its MD5."""
+        digest = await md5(body)
+
+        async def send() -> None:
+            answer = await self.client.put_object(Bucket=self.bucket, Key=key, Body=Body(body),
+                                                  ContentMD5=base64.b64encode(digest).decode())
+            check_etag(answer, digest)
+
+        await self.ask(f"write {key}", send, changes=True)
+
+    async def begin(self, key: str, *, part_size: int) -> S3Upload:
+        """Create a multipart upload after ending all others of this key."""
+        limits = self.limits
+        if not limits.min_part <= part_size <= limits.max_part:
+            raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
+        await self.end_uploads(key)
+        tries = 0
+
+        async def create() -> str:
+            nonlocal tries
+            tries += 1
+            answer = await self.client.create_multipart_upload(Bucket=self.bucket, Key=key,
+                                                               ContentType="application/octet-stream")
+            return str(answer["UploadId"])
+
+        upload = await self.ask(f"begin {key}", create)
+        if tries > 1:  # an answer was lost: there may be an upload nobody knows
+            await self.end_uploads(key, but=upload)
+        return S3Upload(self, key, upload, part_size)
+
+    async def delete(self, key: str) -> None:
+        """Unfinished uploads, then the object."""
+        await self.end_uploads(key)
+        await self.ask(f"delete {key}", lambda: self.client.delete_object(Bucket=self.bucket, Key=key),
+                        changes=True, absent=("NoSuchKey",))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Pages of `page_size` keys."""
+        token: dict[str, str] = {}
+        for _ in range(MAX_PAGES):
+            page = await self.ask(f"list {prefix}", functools.partial(
+                self.client.list_objects_v2, Bucket=self.bucket, Prefix=below(prefix), MaxKeys=self.page_size, **token))
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):  # some stores list folders
+                    yield ObjectInfo(key=entry["Key"], size=int(entry["Size"]))
+            following = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
+            if not following:
+                return
+            if following == token:
+                break
+            token = following
+        raise WorkFailed(f"list {prefix}: the store's pages never end", field="url", remedy="look into the store's log")
+
+    async def unfinished(self, prefix: str) -> Sequence[str]:
+        """From the bucket's list of multipart uploads."""
+        return sorted({key for key, _ in await self.uploads(below(prefix))})
+
+    async def uploads(self, start: str) -> Sequence[tuple[str, str]]:
+        """Key and upload id of every unfinished upload whose key starts with the string `start`."""
+        found: dict[tuple[str, str], None] = {}
+        marker: dict[str, str] = {}
+        for _ in range(MAX_PAGES):
+            page = await self.ask("list unfinished uploads", functools.partial(
+                self.client.list_multipart_uploads, Bucket=self.bucket, Prefix=start, MaxUploads=self.page_size,
+                **marker))
+            found.update(((entry["Key"], entry["UploadId"]), None) for entry in page.get("Uploads", []))
+            if not page.get("IsTruncated"):
+                return list(found)
+            following = {"KeyMarker": page.get("NextKeyMarker", ""),
+                         "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+            if following == marker:
+                break
+            marker = following
+        raise WorkFailed("list unfinished uploads: the store's pages never end", field="url",
+                         remedy="look into the store's log")
+
+    async def end_uploads(self, key: str, *, but: str = "") -> None:
+        """Abort every unfinished upload of exactly this key, `but` one."""
+        for found, upload in await self.uploads(key):
+            if found == key and upload != but:
+                await self.abort_upload(key, upload)
+
+    async def abort_upload(self, key: str, upload: str) -> None:
+        """Abort one upload; one that is already gone is fine."""
+        await self.ask(f"end the upload of {key}", lambda: self.client.abort_multipart_upload(
+            Bucket=self.bucket, Key=key, UploadId=upload), absent=("NoSuchUpload", "NoSuchKey"))
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""
+        if not 1 <= expires_s <= 7 * 86400:
+            raise WorkFailed(f"a link of {expires_s} s is outside 1 s to 7 days")
+        url: str = await self.client.generate_presigned_url("get_object", Params={"Bucket": self.bucket, "Key": key},
+                                                            ExpiresIn=expires_s)
+        return url
+
+    async def test(self, prefix: str) -> None:
+        """The steps every store is asked."""
+        await probe(self, prefix, field="details.endpoint")
+
+    async def aclose(self) -> None:
+        """Close all connections. Twice is fine."""
+        await self._stack.aclose()
+
+    async def ask(self, action: str, call: Callable[[], Awaitable[T]], *, changes: bool = False,
+                   plain: tuple[str, ...] = (), absent: tuple[str, ...] = ()) -> T | Any:
+        """Send one request until it is answered, refused, or the retries are used up.
+
+        `changes`: its effect is visible, so a lost answer is Unknown. ClientErrors with a code in `plain` are raised as
+        they are; a code in `absent` counts as success and answers None.
+        """
+        for attempt in range(self.settings.maxerrorretry + 1):
+            try:
+                return await call()
+            except Exception as error:
+                code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+                if code in plain:
+                    raise
+                if code in absent:
+                    return None
+                trouble = understand(error, endpoint=self.place.shown)
+                if trouble is None:
+                    raise
+                if not trouble.passes or attempt == self.settings.maxerrorretry:
+                    raise trouble.failure(action, changes=changes) from None
+                log.info("%s: %s (%s), attempt %d of %d", action, trouble.cause, trouble.code, attempt + 1,
+                         self.settings.maxerrorretry + 1)
+            # Full jitter: many parts that were told to slow down at once do not come back at once.
+            await asyncio.sleep(random.uniform(0.05, min(MAX_BACKOFF_S, BACKOFF_S * 2.0**attempt)))  # noqa: S311 no secret
+        raise AssertionError("unreachable")
+
+
+def below(prefix: str) -> str:
+    """The string that keys below a path start with."""
+    return f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _expected(answer: Mapping[str, Any], offset: int, length: int) -> int:
+    """Bytes that a ranged answer must have. Raises WorkFailed when the store ignored the range."""
+    span, slash, total = str(answer.get("ContentRange", "")).partition("/")
+    if slash and total.isdigit() and span.startswith(f"bytes {offset}-"):
+        return max(0, min(length, int(total) - offset))
+    if offset == 0 and int(answer["ContentLength"]) <= length:
+        return int(answer["ContentLength"])
+    raise WorkFailed("the store ignores the Range header", field="url", remedy="switch off what rewrites its answers")
+
+
+def _no_expect(params: dict[str, Any], **_: Any) -> None:
+    params["headers"].pop("Expect", None)
+
+
+def _warm_session() -> AioSession:
+    """A session whose service model is already read (megabytes of JSON: not for the event loop).
+
+    It looks at no file and no variable of the machine: an image store is what its details say.
+    """
+    for name in _TALKERS:
+        talker = logging.getLogger(name)
+        talker.setLevel(max(talker.level, logging.INFO))
+    session = get_session()
+    for name in ("config_file", "credentials_file"):
+        session.set_config_variable(name, os.devnull)
+    loader = session.get_component("data_loader")
+    for kind in ("service-2", "endpoint-rule-set-1", "waiters-2", "paginators-1"):
+        loader.load_service_model("s3", kind)
+    for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+        loader.load_data(name)
+    return session
+
+
+def _config(settings: S3Settings) -> AioConfig:
+    return AioConfig(
+        signature_version="s3v4", connect_timeout=settings.connectiontimeout / 1000,
+        read_timeout=settings.sockettimeout / 1000, max_pool_connections=POOL,
+        retries={"total_max_attempts": 1, "mode": "standard"}, tcp_keepalive=settings.usetcpkeepalive,
+        # The default would add a checksum that many stores refuse; Content-MD5 does the same everywhere.
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+        proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else {},
+        s3={"addressing_style": "path" if settings.pathstyle else "virtual", "payload_signing_enabled": False},
+    )

@@ -1,0 +1,163 @@
+"""S3Upload: one multipart upload.
+
+It owns the parts' ETags and the order begin, parts, complete or abort. It refuses to retry by itself: every request
+goes through the store's `ask`. An upload is finished only when the store shows the object in the right size, and
+aborted only when the store no longer lists it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agents.image_stores.base import Bytes, ObjectInfo
+from agents.image_stores.s3_errors import Damaged
+from schema.failure import Unknown, WorkFailed, WorkRetryable
+
+if TYPE_CHECKING:
+    from agents.image_stores.s3 import S3ImageStore
+
+ABORTS = 5
+"""How often an upload is aborted until the store no longer lists it (parts under way can keep it alive)."""
+_CHUNK = 256 << 10
+
+
+class S3Upload:
+    """An object being written. Its parts may be sent in any order and at the same time."""
+
+    def __init__(self, store: S3ImageStore, key: str, upload: str, part_size: int) -> None:
+        self._store, self._key, self._id, self._part_size = store, key, upload, part_size
+        self._parts: dict[int, tuple[str, int]] = {}
+        """Number to ETag and size of each acknowledged part."""
+        self._done: ObjectInfo | None = None
+        self._asked = False
+        """Completion was asked for: the object may be visible."""
+        self._ended = False
+
+    async def part(self, number: int, data: Bytes) -> None:
+        """Send one part with its MD5; acknowledged when the ETag agrees."""
+        if self._ended:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        if not 1 <= number <= self._store.limits.max_parts or not 0 < len(data) <= self._part_size:
+            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
+        digest = await md5(data)
+
+        async def send() -> str:
+            answer = await self._store.client.upload_part(
+                Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=Body(data),
+                ContentMD5=base64.b64encode(digest).decode())
+            return check_etag(answer, digest)
+
+        etag = await self._store.ask(f"write part {number} of {self._key}", send)
+        self._parts[number] = (etag, len(data))
+
+    async def complete(self, size: int) -> ObjectInfo:
+        """Join the parts, then look at the object: the store's word is not enough."""
+        if self._done is not None:
+            return self._done
+        if self._ended:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        self._check(size)
+        action = f"complete {self._key}"
+        self._asked = True
+        try:
+            if self._parts:
+                listed = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in sorted(self._parts.items())]
+                # NoSuchUpload may be the answer to a repeated request whose first answer was lost: the look decides.
+                await self._store.ask(action, lambda: self._store.client.complete_multipart_upload(
+                    Bucket=self._store.bucket, Key=self._key, UploadId=self._id, MultipartUpload={"Parts": listed}),
+                    changes=True, absent=("NoSuchUpload",))
+            else:  # S3 has no multipart upload without parts
+                await self._store.put(self._key, b"")
+                await self._store.abort_upload(self._key, self._id)
+        except Unknown:
+            info = await self._store.stat(self._key)
+            if info is None or info.size != size:
+                raise
+        info = await self._store.stat(self._key)
+        if info is None or info.size != size:
+            found = "it is absent" if info is None else f"it has {info.size} bytes"
+            raise WorkFailed(f"{action}: {found} and should have {size}", remedy="begin again")
+        self._done = info
+        return info
+
+    def _check(self, size: int) -> None:
+        count = len(self._parts)
+        if sorted(self._parts) != list(range(1, count + 1)):
+            raise WorkFailed(f"parts of {self._key} are missing: {count} were written, the last is {max(self._parts)}",
+                             remedy="write all parts, then complete")
+        if any(self._parts[number][1] != self._part_size for number in range(1, count)):
+            raise WorkFailed(f"a part of {self._key} other than the last is short")
+        total = sum(length for _, length in self._parts.values())
+        if total != size:
+            raise WorkFailed(f"the parts of {self._key} have {total} bytes, not {size}")
+
+    async def abort(self) -> None:
+        """End the upload until the store no longer lists it; after a failed completion also remove the object."""
+        if self._done is not None:
+            return
+        self._ended = True
+        self._parts.clear()
+        for attempt in range(ABORTS):
+            await self._store.abort_upload(self._key, self._id)
+            if (self._key, self._id) not in await self._store.uploads(self._key):
+                break
+            await asyncio.sleep(0.2 * 2.0**attempt)
+        else:
+            raise WorkRetryable(f"end the upload of {self._key}: the store still lists it after {ABORTS} aborts",
+                                field="url", remedy="delete the object again later")
+        if self._asked:
+            await self._store.delete(self._key)
+
+
+class Body:
+    """Bytes as aiohttp sends them best: slices of a view, nothing copied, nothing read in another thread.
+
+    botocore takes it for a file (read, seek, len), aiohttp for an asynchronous iterable.
+    """
+
+    def __init__(self, data: Bytes) -> None:
+        self._view = memoryview(data).cast("B")
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file."""
+        end = len(self._view) if size < 0 else self._at + size
+        start, self._at = self._at, min(end, len(self._view))
+        return bytes(self._view[start : self._at])
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._view)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """As a file."""
+        return self._at
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        for start in range(0, len(self._view), _CHUNK):
+            yield self._view[start : start + _CHUNK]
+
+
+async def md5(data: Bytes) -> bytes:
+    """The MD5 that S3 compares, computed in a thread."""
+    return await asyncio.to_thread(lambda: hashlib.md5(data, usedforsecurity=False).digest())
+
+
+def check_etag(answer: Mapping[str, Any], digest: bytes) -> str:
+    """The answer's ETag. Raises Damaged when it is an MD5 of other bytes (encrypting stores answer other things)."""
+    etag = str(answer["ETag"])
+    plain = answer.get("ServerSideEncryption") in (None, "AES256") and not answer.get("SSECustomerAlgorithm")
+    value = etag.strip('"').lower()
+    if plain and len(value) == 32 and value != digest.hex():
+        raise Damaged("the ETag is not the MD5 of what was sent")
+    return etag

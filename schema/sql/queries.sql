@@ -1,0 +1,77 @@
+-- Named queries of the event store. A block begins with `-- name: <name>` and ends at the next one.
+
+-- name: append
+SELECT base, failed FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20::jsonb)
+-- name: notify
+SELECT pg_notify('storebus_log', '')
+-- name: read_stream
+SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation, recorded_at, payload, meta
+FROM es.event WHERE stream = $1 AND version > $2 ORDER BY version LIMIT $3
+-- name: read_streams
+SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation, recorded_at, payload, meta
+FROM es.event WHERE stream = ANY ($1::text[]) AND version < 10000 ORDER BY stream, version
+-- name: read_log
+SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation, recorded_at, payload, meta
+FROM es.event WHERE position > $1 ORDER BY position LIMIT $2
+-- name: read_log_where
+WITH scanned AS (SELECT max(position) AS last, count(*) AS count FROM es.event WHERE position > $1 AND position <= $2),
+     found AS (
+        SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation,
+               recorded_at, payload, meta
+        FROM es.event WHERE position > $1 AND position <= $2
+          AND ($3::text[] IS NULL OR kind = ANY ($3)) AND ($4::text IS NULL OR type ~ $4)
+          AND ($5::text[] IS NULL OR stream = ANY ($5)) AND ($6::uuid IS NULL OR correlation = $6)
+          AND ($7::timestamptz IS NULL OR recorded_at < $7)
+        ORDER BY position LIMIT $8)
+SELECT f.*, s.last, s.count FROM scanned s LEFT JOIN found f ON true ORDER BY f.position
+-- name: head
+SELECT coalesce((SELECT position FROM es.event ORDER BY position DESC LIMIT 1), 0)
+-- name: installation
+SELECT id, partitions, epoch FROM es.installation
+-- name: position_at
+SELECT coalesce((SELECT position FROM es.event WHERE recorded_at < $1 ORDER BY position DESC LIMIT 1), 0)
+-- name: checkpoint
+SELECT name, epoch, position, event_id FROM es.checkpoint WHERE name = $1
+-- name: checkpoints
+SELECT name, epoch, position, event_id FROM es.checkpoint
+-- name: save_checkpoint
+SELECT es.save_checkpoint($1, $2, $3, $4, $5, $6)
+-- name: claims
+SELECT name, value, holder FROM es.claim ORDER BY name, holder
+-- name: counters
+SELECT name, value, ceiling FROM es.counter
+-- name: due_timers
+SELECT id, key, type, payload, due_at FROM es.due_timers($1, $2, $3)
+-- name: timers
+SELECT id, key, type, payload, due_at FROM es.timer
+-- name: acquire_lease
+SELECT es.acquire_lease($1, $2, $3)
+-- name: release_lease
+SELECT es.release_lease($1, $2, $3)
+-- name: beat
+SELECT es.beat($1, $2, $3::jsonb, $4)
+-- name: members
+SELECT member, info::text FROM es.member WHERE role = $1 AND until > clock_timestamp()
+-- name: set_progress
+SELECT es.set_progress($1, $2)
+-- name: progress
+SELECT work, progress FROM es.progress WHERE work = ANY ($1::text[])
+-- name: hold
+SELECT es.hold($1, $2, $3::jsonb, $4, $5, $6)
+-- name: held
+SELECT id, key, partition, headers::text, body, reason, attempts, first_failed, last_failed, source FROM es.held
+WHERE $1::text IS NULL OR key = $1 ORDER BY id LIMIT $2
+-- name: held_keys
+SELECT DISTINCT key FROM es.held WHERE key <> ''
+-- name: held_failed
+SELECT es.held_failed($1, $2)
+-- name: drop_held
+SELECT es.drop_held($1)
+-- name: put_secret
+SELECT es.put_secret($1, $2)
+-- name: get_secret
+SELECT es.get_secret($1)
+-- name: drop_secret
+SELECT es.drop_secret($1)
+-- name: make_partitions
+SELECT es.make_partitions()

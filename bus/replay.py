@@ -110,21 +110,28 @@ async def replay_raw(store: EventStore, chosen: Selection, *, within: Span | Non
                      page: int = PAGE) -> AsyncGenerator[list[LogRow], None]:
     """Pages of rows, as stored: the fast path. Raises LogBroken where a position is missing."""
     within = within or await span(store, chosen)
-    wanted = LogFilter(kinds=chosen.kinds, types=chosen.types, streams=chosen.streams, correlation=chosen.correlation,
-                       until_position=within.until)
-    tenants = chosen.tenants
+    tenants, kinds = chosen.tenants, chosen.kinds
+    wanted: LogFilter | None = None
+    if chosen.types or chosen.streams or chosen.correlation:
+        wanted = LogFilter(kinds=kinds, types=chosen.types, streams=chosen.streams, correlation=chosen.correlation,
+                           until_position=within.until)
+        kinds = frozenset()  # else plain pages, which are the store's fastest, and kinds are sorted out here
     ahead: asyncio.Task[Page] | None = None
     at = within.after
     try:
         while at < within.until:
-            got = await (ahead or store.read_log(at, filter=wanted, limit=page))
+            got = await (ahead or _read(store, at, wanted, page, within.until))
             ahead = None
             before, at = at, got.scanned_to
             if at <= before:
                 return
             if at < within.until:
-                ahead = asyncio.create_task(_read(store, at, wanted, page), name="replay, next page")
-            rows = [row for row in got.rows if row.tenant in tenants] if tenants else got.rows
+                ahead = asyncio.create_task(_read(store, at, wanted, page, within.until), name="replay, next page")
+            rows = got.rows
+            if kinds:
+                rows = [row for row in rows if row.kind in kinds]
+            if tenants:
+                rows = [row for row in rows if row.tenant in tenants]
             if rows:
                 yield rows
     finally:
@@ -135,8 +142,9 @@ async def replay_raw(store: EventStore, chosen: Selection, *, within: Span | Non
                 ahead.exception()  # nobody asks for this page any more, nor for why it failed
 
 
-async def _read(store: EventStore, after: int, wanted: LogFilter, page: int) -> Page:
-    return await store.read_log(after, filter=wanted, limit=page)
+async def _read(store: EventStore, after: int, wanted: LogFilter | None, page: int, until: int) -> Page:
+    limit = page if wanted is not None else min(page, until - after)  # plain pages are dense
+    return await store.read_log(after, filter=wanted, limit=limit)
 
 
 class Replay:

@@ -178,7 +178,7 @@ class Caller:
 
     def _give_up(self, id: str, waiting: _Waiting) -> None:  # noqa: A002 - the wire's word
         """Tell the service to stop: at once if it said where, else when it does so (within a minute)."""
-        if waiting.answer.done():
+        if waiting.answer.done() and not waiting.answer.cancelled():  # cancelled with its caller: no answer came
             self._waiting.pop(id, None)
             return
         waiting.given_up = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,13 +24,6 @@ from schema.image_store import AddImageStore
 from schema.job import JobCancelled, JobCompleted, JobFailed, JobStarted, JobStepStarted
 from schema.message import Event
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
-from tests.support.stores import open_stores
-
-
-@pytest.fixture(params=open_stores())
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
-    async with request.param() as opened:
-        yield opened
 
 
 async def tell(store: EventStore, job: UUID, *events: Event) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -23,13 +22,6 @@ from schema.codec import encode
 from schema.failure import BadParameter, Unavailable
 from schema.snapshot import CreateSnapshot, SnapshotDeleted, SnapshotTaken
 from schema.volume import VolumeRenamed
-from tests.support.stores import open_stores
-
-
-@pytest.fixture(params=open_stores())
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
-    async with request.param() as opened:
-        yield opened
 
 
 def row(message: Any, stream: str, **more: Any) -> NewRow:

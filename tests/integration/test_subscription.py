@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,13 +21,6 @@ from schema.failure import BadParameter
 from schema.job import JobStarted
 from schema.snapshot import SnapshotDeleted, SnapshotTaken
 from schema.zone import ZoneCreated
-from tests.support.stores import open_stores
-
-
-@pytest.fixture(params=open_stores())
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
-    async with request.param() as opened:
-        yield opened
 
 
 def row(message: Any, stream: str, *, kind: str = "event", tenant: str = "root", correlation: UUID | None = None,

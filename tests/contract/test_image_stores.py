@@ -1,0 +1,39 @@
+"""The image store contract on SeaweedFS, a directory and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from agents.image_stores.folder import FolderImageStore
+from agents.image_stores.memory import MemoryImageStore
+from agents.image_stores.s3 import S3ImageStore
+from schema.image import StoreSpec
+from tests.contract.image_store import ImageStoreContract, Place
+from tests.services.s3_fixture import s3_server, s3_spec
+from tests.services.seaweedfs import SeaweedFS
+
+__all__ = ["s3_server"]
+
+
+class TestMemory(ImageStoreContract):
+    @pytest.fixture
+    def place(self) -> Place:
+        spec = StoreSpec(id=uuid4(), name="m", provider="memory", url=f"memory://{uuid4()}", prefix=str(uuid4()))
+        return Place(MemoryImageStore, spec)
+
+
+class TestFolder(ImageStoreContract):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Place:
+        spec = StoreSpec(id=uuid4(), name="f", provider="folder", url=f"folder://{tmp_path}", prefix=str(uuid4()))
+        return Place(FolderImageStore, spec)
+
+
+@pytest.mark.needs_s3
+class TestS3(ImageStoreContract):
+    @pytest.fixture
+    def place(self, s3_server: SeaweedFS) -> Place:
+        return Place(S3ImageStore, s3_spec(s3_server), {"secretkey": s3_server.secret_key})

@@ -47,11 +47,11 @@ class PostgresReadModel:
     async def connect(cls, dsn: str, *, role: str) -> PostgresReadModel:
         """`role`: storebus_projector or storebus_app. Raises StoreAway."""
 
-        async def become(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        async def become(connection: Any) -> None:
             await connection.execute(f"SET ROLE {role}")
 
         try:
-            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4, setup=become, command_timeout=60)
+            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4, setup=become, command_timeout=60, timeout=15)
         except AWAY as error:
             raise StoreAway(f"Postgres does not answer: {error}",
                             remedy="start it, or check STOREBUS_DATABASE_URL") from None

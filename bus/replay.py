@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -20,10 +19,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from bus.envelope import Envelope
 from bus.errors import BrokerAway, PublishUnknown
 from bus.event_store import EventStore, LogFilter, LogRow, Page
 from bus.patterns import check
+from bus.relay import envelope_of
 from bus.subscription import FACTS, Start, SubscribedEvent, start_position
 from bus.transport import Transport, WireMessage, queue
 from schema.failure import BadParameter, Unavailable
@@ -253,11 +252,16 @@ class Replay:
         if transport is None:
             raise Unavailable("this installation has no broker that other programs can read from", field="to-queue",
                               remedy="set STOREBUS_AMQP_URL, or replay to stdout")
-        target = queue(name)
+        target, alone = queue(name), True
 
         async def send(rows: list[LogRow]) -> None:
-            for first in range(0, len(rows), WINDOW):
-                await _publish_in_order(transport, target, [wire(row) for row in rows[first:first + WINDOW]])
+            nonlocal alone
+            first = 0
+            while first < len(rows):
+                # The very first one makes the queue; those sent beside it might overtake it.
+                size, alone = (1 if alone else WINDOW), False
+                await _publish_in_order(transport, target, [wire(row) for row in rows[first:first + size]])
+                first += size
 
         return await self.to_pages(send)
 
@@ -283,14 +287,8 @@ async def _publish_in_order(transport: Transport, target: Any, messages: list[Wi
 
 
 def wire(row: LogRow) -> WireMessage:
-    """A log row as it is published by a replay."""
-    meta = json.loads(row.meta or b"{}")
-    envelope = Envelope(
-        id=row.id, type=row.type, version=row.type_version, kind=row.kind, body=row.payload, key=row.key,
-        stream=row.stream, stream_version=row.version, position=row.position, time=row.recorded_at.isoformat(),
-        correlation=row.correlation, causation=row.causation, tenant=row.tenant,
-        principal=meta.get("principal", "system"), traceparent=meta.get("traceparent", ""), replay=True)
-    return WireMessage(headers=envelope.headers(), body=row.payload)
+    """A log row as it is published by a replay: as the relay sends it, and marked."""
+    return WireMessage(headers=envelope_of(row, replay=True).headers(), body=row.payload)
 
 
 __all__ = ["PAGE", "WINDOW", "Outcome", "Replay", "Selection", "Span", "replay_raw", "selection", "span", "wire"]

@@ -1,0 +1,253 @@
+"""The edge: what HTTP and the command line share. A request in CloudStack's words in, a CloudStack answer out.
+
+Owns the order of things (find the command, read its parameters, refuse early, accept with one append, answer) and the
+envelopes. Refuses to know sockets and terminals. Every wait is bounded: a synchronous command whose job takes longer
+is answered with an error that names the job, and the job goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+from api import registry
+from api.listing import Lists
+from api.parameters import parse
+from api.registry import ApiCommand, Mode
+from bus.errors import AppendUnknown, StoreAway
+from bus.event_store import EventStore
+from bus.sealing import sealed
+from schema.failure import BadParameter, Failed, Failure, Unknown, Unsupported
+from schema.ids import derive
+from schema.message import Command
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 30.0
+"""How long a synchronous command waits for its job."""
+SHOW_S = 2.0
+"""How long registerTemplate waits for the template to appear in the lists."""
+ACCEPT_TRIES = 4
+PLACEHOLDER = "vault:00000000-0000-0000-0000-000000000000"
+"""Stands for a secret while a command is checked, so that a refused one leaves nothing in the vault."""
+_NAMED: set[tuple[str, str]] = set()
+"""Unknown parameters that were warned about, each once; bounded by NAMED_MOST."""
+NAMED_MOST = 1000
+
+
+class System(Protocol):
+    """What the edge needs of an installation; `api.system.System` is one."""
+
+    @property
+    def store(self) -> EventStore:
+        """The log."""
+
+    async def precheck(self, command: Command, job_id: UUID) -> None:
+        """Raise what would refuse the command now."""
+
+    async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
+        """The command with clear secrets replaced by vault references."""
+
+    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin") -> int:
+        """Accept the command; its position."""
+
+    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin") -> dict[str, Any]:
+        """Run a command that needs no agent, and wait until lists show it."""
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """One page of a read table, and how many rows match in all."""
+
+    async def job(self, job_id: UUID) -> dict[str, Any] | None:
+        """A job's row with its progress; None when there is none."""
+
+    async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
+        """The job's row once it has ended; None when the time is over."""
+
+
+class MaybeAccepted(Unknown):
+    """The database went away while a command was being accepted: the job may exist."""
+
+    code = 503
+    cscode = 4380
+
+
+class NotEnded(Unknown):
+    """A synchronous command's job goes on after its caller's time is over."""
+
+    cscode = 4560
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: `body` holds exactly one key, the envelope's."""
+
+    status: int
+    body: dict[str, Any]
+    command: str = ""
+    """The command's name; empty when there is no such command."""
+    error: str = ""
+
+
+class Edge:
+    """One installation as its callers see it."""
+
+    def __init__(self, system: System, *, wait_s: float = WAIT_S) -> None:
+        self.system, self.wait_s = system, wait_s
+        self.lists = Lists(system)
+
+    async def call(self, raw: Mapping[str, str], *, principal: str = "admin") -> Answer:
+        """Answer one request; `raw` holds its parameters, `command` among them. Never raises what a caller caused."""
+        spelled = next((value for name, value in raw.items() if name.lower() == "command"), "")
+        command: ApiCommand | None = None
+        try:
+            command = registry.find(spelled)
+            parsed = parse(command.parameters, raw)
+            _warn(command.name, parsed.unknown)
+            body = await self._run(command, parsed.values, principal)
+        except Failed as failed:
+            return _refused(command, failed.failure)
+        except Exception:
+            log.exception("a request failed", extra={"action": "request_failed", "command": command and command.name})
+            return _refused(command, Failure(cause="an internal error; the log of the API role tells more"))
+        return Answer(200, {command.envelope: body}, command.name)
+
+    async def _run(self, command: ApiCommand, values: dict[str, Any], principal: str) -> dict[str, Any]:
+        if command.mode is Mode.LIST:
+            return await self.lists.answer(command, values)
+        if command.command is not None:
+            return await self._write(command, values, principal)
+        match command.name:
+            case "queryAsyncJobResult":
+                return await self.job(values["jobid"])
+            case "listCapabilities":
+                return {command.item: await self.lists.capability()}
+        raise Unsupported(f"{command.name} has no answer", field="command")
+
+    async def job(self, job_id: UUID) -> dict[str, Any]:
+        """A job with its progress or result. Raises BadParameter when there is none."""
+        row = await self.system.job(job_id)
+        if row is None:
+            raise BadParameter(f"no job has the id {job_id}", field="jobid", remedy="listAsyncJobs shows them")
+        return await self.lists.job(row)
+
+    # --- commands ---
+
+    async def _write(self, command: ApiCommand, values: dict[str, Any], principal: str) -> dict[str, Any]:
+        job_id = values.pop("customjobid", None) or uuid4()
+        message = command.build(values, job_id)
+        # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
+        if await self.system.job(job_id) is None:
+            await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id)
+        message = await self.system.seal_secrets(message, job_id)
+        if command.now:
+            await self.system.run_now(message, job_id, principal=principal)
+            return await self._done(command, message, job_id)
+        await self._accept(message, job_id, principal)
+        if command.mode is Mode.ASYNC:
+            return {"jobid": str(job_id)}
+        if command.mode is Mode.CREATE:
+            return {"id": str(derive(job_id, command.noun)), "jobid": str(job_id)}
+        if command.listed:
+            return await self._appeared(command, message, job_id)
+        return await self._ended(command, job_id)
+
+    async def _accept(self, message: Command, job_id: UUID, principal: str) -> None:
+        """Submit; when it is unknown whether it was committed, submit again: the same id is the same job."""
+        unknown = False
+        for attempt in range(ACCEPT_TRIES):
+            try:
+                await self.system.submit(message, job_id=job_id, principal=principal)
+                return
+            except AppendUnknown:
+                unknown = True
+                await asyncio.sleep(0.2 * (attempt + 1))
+            except StoreAway:
+                if not unknown:
+                    raise
+                await asyncio.sleep(0.2 * (attempt + 1))
+        raise MaybeAccepted(f"the database went away while the command was being accepted as job {job_id}",
+                            remedy=f"ask queryAsyncJobResult jobid={job_id}, or send it again with customjobid={job_id}")
+
+    async def _done(self, command: ApiCommand, message: Command, job_id: UUID) -> dict[str, Any]:
+        """The answer of a command that ran here."""
+        if command.mode is Mode.ASYNC:
+            return {"jobid": str(job_id)}
+        if not command.item:
+            return {"success": True}
+        thing_id = str(message.model_dump()["id"])
+        return {command.item: await self.lists.object(command.noun, thing_id) or {"id": thing_id}}
+
+    async def _ended(self, command: ApiCommand, job_id: UUID) -> dict[str, Any]:
+        """The answer of a synchronous command that needs an agent."""
+        row = await self.system.wait_for_end(job_id, timeout_s=self.wait_s)
+        if row is None:
+            raise NotEnded(f"job {job_id} has not ended after {self.wait_s:g} s",
+                           remedy=f"it goes on: ask queryAsyncJobResult jobid={job_id}, or stop it with cancelJob")
+        if row["status"] != "completed":
+            raise _ended_badly(row)
+        if not command.item:
+            return {"success": True}
+        thing_id = str(derive(job_id, command.noun))
+        return {command.item: await self.lists.object(command.noun, thing_id) or {"id": thing_id}}
+
+    async def _appeared(self, command: ApiCommand, message: Command, job_id: UUID) -> dict[str, Any]:
+        """The answer of registerTemplate: a list with the thing as it is now, and its job."""
+        thing_id = str(derive(job_id, command.noun))
+        deadline = asyncio.get_running_loop().time() + SHOW_S
+        while True:
+            found = await self.lists.object(command.noun, thing_id)
+            row = await self.system.job(job_id) if found is None else None
+            if row is not None and row["status"] in ("failed", "cancelled"):
+                raise _ended_badly(row)
+            if found is not None or asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(0.03)
+        if found is None:  # accepted, and its handler is away: it is not in the lists yet
+            fields = {registry.api_name(name): value for name, value in message.model_dump(
+                mode="json", exclude_none=True).items() if value != ""}
+            found = {**fields, "id": thing_id, "isready": False, "status": "Processing"}
+        return {"count": 1, command.item: [{"jobstatus": 0, **found, "jobid": str(job_id)}]}
+
+
+async def _placeholder(value: str, *, name: str) -> str:
+    return PLACEHOLDER
+
+
+class JobFailed(Failed):
+    """A job that a synchronous command waited for did not succeed."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.cause, field=failure.field, remedy=failure.remedy)
+        self.failure = failure
+
+
+def _ended_badly(row: Mapping[str, Any]) -> JobFailed:
+    return JobFailed(Failure.model_validate(row.get("failure") or {"cause": f"the job {row['status']}"}))
+
+
+def _refused(command: ApiCommand | None, failure: Failure) -> Answer:
+    """An error's envelope; what is no command, or not supported, has its own key."""
+    key = command.envelope if command is not None and failure.code != Unsupported.code else "errorresponse"
+    body = {"uuidList": [], "errorcode": failure.code, "cserrorcode": failure.cscode, "errortext": failure.text}
+    return Answer(failure.code, {key: body}, command.name if command else "", failure.text)
+
+
+def _warn(command: str, unknown: list[str]) -> None:
+    for name in unknown:
+        if (command, name) not in _NAMED and len(_NAMED) < NAMED_MOST:
+            _NAMED.add((command, name))
+            log.warning("a parameter is not known and was ignored",
+                        extra={"action": "parameter_ignored", "command": command, "parameter": repr(name[:64])})
+
+
+def refusal(failure: Failure) -> Answer:
+    """The answer to a request that is refused before its command is looked at."""
+    return _refused(None, failure)
+
+
+__all__ = ["Answer", "Edge", "JobFailed", "MaybeAccepted", "NotEnded", "System", "refusal"]

@@ -1,0 +1,257 @@
+"""Responses: rows of the read tables as CloudStack's response objects.
+
+Owns the fields of each object (which listApis shows) and the words that clients parse. Refuses to ask for anything:
+what an object needs from other tables is in `Names`. Fields without a value are left out, as CloudStack does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from api.registry import BY_TYPE
+
+Row = Mapping[str, Any]
+
+PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging"})
+"""States of a thing whose job goes on: lists attach the job's id to it."""
+ENDED = ("completed", "failed", "cancelled")
+
+FIELDS: dict[str, dict[str, str]] = {
+    "imagestore": {
+        "id": "string", "name": "string", "url": "string", "protocol": "string", "providername": "string",
+        "scope": "string", "zoneid": "string", "zonename": "string", "readonly": "boolean", "hasannotations": "boolean"},
+    "template": {
+        "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
+        "isextractable": "boolean", "isready": "boolean", "crossZones": "boolean", "created": "date", "removed": "date",
+        "passwordenabled": "boolean", "format": "string", "hypervisor": "string", "ostypeid": "string",
+        "templatetype": "string", "status": "string", "size": "long", "physicalsize": "long", "checksum": "string",
+        "url": "string", "zoneid": "string", "zonename": "string", "account": "string", "downloaddetails": "list",
+        "directdownload": "boolean", "deployasis": "boolean", "tags": "list", "jobid": "string",
+        "jobstatus": "integer"},
+    "volume": {
+        "id": "string", "name": "string", "state": "string", "status": "string", "type": "string", "size": "long",
+        "physicalsize": "long", "virtualsize": "long", "created": "date", "zoneid": "string", "zonename": "string",
+        "account": "string", "storage": "string", "storageid": "string", "storagetype": "string",
+        "provisioningtype": "string", "templateid": "string", "templatename": "string",
+        "templatedisplaytext": "string", "snapshotid": "string", "hypervisor": "string", "path": "string",
+        "displayvolume": "boolean", "isextractable": "boolean", "destroyed": "boolean", "deleteprotection": "boolean",
+        "supportsstoragesnapshot": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer"},
+    "snapshot": {
+        "id": "string", "name": "string", "state": "string", "status": "string", "created": "date", "account": "string",
+        "snapshottype": "string", "intervaltype": "string", "locationtype": "string", "volumeid": "string",
+        "volumename": "string", "volumetype": "string", "volumestate": "string", "physicalsize": "long",
+        "virtualsize": "long", "revertable": "boolean", "zoneid": "string", "zonename": "string",
+        "datastoreid": "string", "datastorename": "string", "datastorestate": "string", "datastoretype": "string",
+        "tags": "list", "jobid": "string", "jobstatus": "integer"},
+    "asyncjobs": {
+        "jobid": "string", "jobstatus": "integer", "jobprocstatus": "integer", "jobresultcode": "integer",
+        "jobresulttype": "string", "jobresult": "object", "cmd": "string", "account": "string",
+        "jobinstancetype": "string", "jobinstanceid": "string", "created": "date", "completed": "date",
+        "step": "string", "progress": "object"},
+    "zone": {
+        "id": "string", "name": "string", "networktype": "string", "allocationstate": "string", "type": "string",
+        "securitygroupsenabled": "boolean", "localstorageenabled": "boolean", "dhcpprovider": "string", "tags": "list"},
+    "storagepool": {
+        "id": "string", "name": "string", "path": "string", "type": "string", "provider": "string", "scope": "string",
+        "state": "string", "zoneid": "string", "zonename": "string", "hypervisor": "string", "disksizetotal": "long",
+        "created": "date", "agent": "string", "tags": "list"},
+    "dataStoreProvider": {
+        "name": "string", "type": "string", "scope": "string", "settings": "object", "capabilities": "list"},
+    "capability": {
+        "cloudstackversion": "string", "securitygroupsenabled": "boolean", "dynamicrolesenabled": "boolean",
+        "userpublictemplateenabled": "boolean", "supportELB": "string", "projectinviterequired": "boolean",
+        "allowusercreateprojects": "boolean", "customdiskofferingminsize": "long", "customdiskofferingmaxsize": "long",
+        "regionsecondaryenabled": "boolean", "kvmsnapshotenabled": "boolean", "allowuserviewdestroyedvm": "boolean",
+        "allowuserexpungerecovervm": "boolean", "allowuserexpungerecovervolume": "boolean",
+        "allowuserviewalldomainaccounts": "boolean", "defaultuipagesize": "long"},
+    "api": {
+        "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
+        "response": "list", "roles": "list"},
+    "": {"success": "boolean", "displaytext": "string"},
+}
+"""Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What objects show of other things: rows by id."""
+
+    zones: Mapping[str, Row] = field(default_factory=dict)
+    primaries: Mapping[str, Row] = field(default_factory=dict)
+    stores: Mapping[str, Row] = field(default_factory=dict)
+    volumes: Mapping[str, Row] = field(default_factory=dict)
+    templates: Mapping[str, Row] = field(default_factory=dict)
+    copies: Mapping[str, list[Row]] = field(default_factory=dict)
+    """Thing's id -> its rows in the `*_store_ref` table."""
+    progress: Mapping[str, Row] = field(default_factory=dict)
+    """Job id -> its progress."""
+
+
+def name_of(rows: Mapping[str, Row], key: str | None) -> str | None:
+    """The name of the row with this id; None when it is not known."""
+    row = rows.get(key or "")
+    return row["name"] if row is not None else None
+
+
+def when(value: str | None) -> str | None:
+    """CloudStack's form of a time: `2026-03-31T11:53:59+0000`."""
+    if not value:
+        return None
+    return datetime.fromisoformat(value).strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def provider_name(name: str) -> str:
+    """How CloudStack spells providers: S3, NFS, Swift."""
+    return name.upper() if len(name) <= 3 else name.capitalize()
+
+
+def _filled(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None and value != ""}
+
+
+def _pending(row: Row) -> dict[str, Any]:
+    if row.get("state") in PENDING and row.get("job_id"):
+        return {"jobid": row["job_id"], "jobstatus": 0}
+    return {}
+
+
+def image_store(row: Row, names: Names) -> dict[str, Any]:
+    """An image store. Its settings are not in any read table, so they cannot be shown."""
+    return _filled(
+        id=row["id"], name=row["name"], url=row["url"], protocol=row["protocol"],
+        providername=provider_name(row["provider"]), scope=row["scope"], zoneid=row["zone_id"],
+        zonename=name_of(names.zones, row["zone_id"]), readonly=bool(row["read_only"]), hasannotations=False)
+
+
+def percent(progress: Row | None) -> int:
+    """Percent of the bytes that the destination acknowledged; 99 at most, for only the job's end is 100."""
+    if not progress or not progress.get("total"):
+        return 0
+    return max(0, min(99, int(progress["bytes"]) * 100 // int(progress["total"])))
+
+
+def template_status(row: Row, names: Names) -> str:
+    """The text that clients parse."""
+    match row["state"]:
+        case "Ready":
+            return "Download Complete"
+        case "Registering":
+            progress = names.progress.get(row.get("job_id") or "")
+            return f"{percent(progress)}% Downloaded" if progress else "Processing"
+        case "Failed":
+            return str(row.get("error") or "Failed")
+        case other:
+            return "Processing" if other in PENDING else str(other)
+
+
+def template(row: Row, names: Names, zone_id: str | None = None) -> dict[str, Any]:
+    """A template in a zone; `zone_id` where the template itself is in every zone."""
+    zone = row["zone_id"] or zone_id
+    copies = [{"datastore": name_of(names.stores, copy["store_id"]) or copy["store_id"], "downloadPercent": "100",
+               "downloadState": "DOWNLOADED"} for copy in names.copies.get(row["id"], [])]
+    return _filled(
+        id=row["id"], name=row["name"], displaytext=row["display_text"] or row["name"], ispublic=bool(row["is_public"]),
+        isfeatured=bool(row["is_featured"]), isextractable=bool(row["is_extractable"]), isready=row["state"] == "Ready",
+        crossZones=row["zone_id"] is None, created=when(row["created"]), removed=when(row.get("removed")),
+        passwordenabled=False, format=str(row["format"]).upper(), hypervisor=row["hypervisor"],
+        ostypeid=row["os_type_id"], templatetype="USER", status=template_status(row, names), size=row.get("size"),
+        physicalsize=row.get("physical_size"), checksum=row["checksum"], url=row["url"], zoneid=zone,
+        zonename=name_of(names.zones, zone), account="system", downloaddetails=copies, directdownload=False,
+        deployasis=False, tags=[], **_pending(row))
+
+
+def volume(row: Row, names: Names) -> dict[str, Any]:
+    """A volume."""
+    source = names.templates.get(row.get("template_id") or "")
+    return _filled(
+        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type="DATADISK", size=row["size"],
+        physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
+        zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), account="system",
+        storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"], storagetype="local",
+        provisioningtype="thin", templateid=row.get("template_id"),
+        templatename=source["name"] if source else None,
+        templatedisplaytext=(source["display_text"] or source["name"]) if source else None,
+        snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"), displayvolume=True,
+        isextractable=True, destroyed=row["state"] in ("Expunging", "Expunged"), deleteprotection=False,
+        supportsstoragesnapshot=False, tags=[], **_pending(row))
+
+
+def snapshot(row: Row, names: Names) -> dict[str, Any]:
+    """A snapshot."""
+    source = names.volumes.get(row["volume_id"])
+    copy = next(iter(names.copies.get(row["id"], [])), None)
+    store = names.stores.get(copy["store_id"]) if copy else None
+    return _filled(
+        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), created=when(row["created"]),
+        account="system", snapshottype="MANUAL", intervaltype="MANUAL",
+        locationtype="SECONDARY" if copy else "PRIMARY", volumeid=row["volume_id"],
+        volumename=source["name"] if source else None, volumetype="DATADISK",
+        volumestate=source["state"] if source else None, physicalsize=row.get("physical_size"),
+        virtualsize=row.get("size"), revertable=False, zoneid=row["zone_id"],
+        zonename=name_of(names.zones, row["zone_id"]), datastoreid=copy["store_id"] if copy else None,
+        datastorename=store["name"] if store else None, datastorestate=copy["state"] if copy else None,
+        datastoretype="Image" if copy else None, tags=[], **_pending(row))
+
+
+def zone(row: Row, names: Names) -> dict[str, Any]:
+    """A zone."""
+    return _filled(
+        id=row["id"], name=row["name"], networktype="Advanced", allocationstate="Enabled", type="Core",
+        securitygroupsenabled=False, localstorageenabled=True, dhcpprovider="VirtualRouter", tags=[])
+
+
+def storage_pool(row: Row, names: Names) -> dict[str, Any]:
+    """A primary store."""
+    return _filled(
+        id=row["id"], name=row["name"], path=row["path"], type="Filesystem", provider=provider_name(row["kind"]),
+        scope="HOST", state="Up", zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]),
+        hypervisor=row["hypervisor"], disksizetotal=row["total_bytes"] or None, created=when(row["created"]),
+        agent=row["agent"], tags=[])
+
+
+def command_name(wire: str) -> str:
+    """CloudStack's class name of a command: `CreateVolumeCmd`; of one that has none, its wire name."""
+    known = BY_TYPE.get(wire)
+    return f"{known.name[0].upper()}{known.name[1:]}Cmd" if known else wire
+
+
+def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[str, Any]:
+    """A job; `thing` is the object of its result under the key `item`. A job always has its jobresultcode."""
+    status, failure = row["status"], row.get("failure") or {}
+    noun, _, instance = (row.get("subject") or "").partition("-")
+    fields = _filled(
+        jobid=row["id"], cmd=command_name(row["command"]), account=row.get("principal"),
+        jobstatus={"completed": 1, "failed": 2, "cancelled": 2}.get(status, 0),
+        jobprocstatus=100 if status == "completed" else percent(row.get("progress")),
+        jobinstancetype="".join(part.capitalize() for part in noun.split("_")), jobinstanceid=instance,
+        created=when(row["created"]), completed=when(row.get("completed")), step=row.get("step"))
+    fields["jobresultcode"] = 0
+    if status == "completed":
+        fields |= {"jobresulttype": "object", "jobresult": {item: thing} if thing else {"success": True}}
+    elif status in ENDED:
+        code = int(failure.get("code", 530))
+        fields |= {"jobresultcode": code, "jobresulttype": "object",
+                   "jobresult": {"errorcode": code, "errortext": failure_text(failure)}}
+    elif row.get("progress"):
+        fields["progress"] = dict(row["progress"])
+    return fields
+
+
+def failure_text(failure: Row) -> str:
+    """One line from a failure that is stored as data: field, cause, remedy."""
+    cause = str(failure.get("cause") or "it failed")
+    head = f"{failure['field']}: {cause}" if failure.get("field") else cause
+    return f"{head.rstrip('.')}. {failure['remedy']}" if failure.get("remedy") else head
+
+
+OBJECTS = {"image_store": image_store, "template": template, "volume": volume, "snapshot": snapshot, "zone": zone,
+           "primary_store": storage_pool}
+"""Table -> how its rows are shown."""
+ITEMS = {"image_store": "imagestore", "template": "template", "volume": "volume", "snapshot": "snapshot"}
+"""Table -> the key of its object in a job's result."""
+
+__all__ = ["ENDED", "FIELDS", "ITEMS", "OBJECTS", "PENDING", "Names", "failure_text", "job", "name_of", "percent",
+           "provider_name", "when"]

@@ -20,13 +20,24 @@ from bus.transport import Transport, WireMessage, reply
 from bus.transport import call as call_address
 from schema.failure import BadParameter, InUse
 from schema.snapshot import DeleteSnapshot
-from tests.support.transports import open_transports
+from tests.support.transports import LazyRabbit, memory_transport, rabbit_transport
 
 
-@pytest.fixture(params=open_transports())
-async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
-    async with request.param() as opened:
-        yield opened
+@pytest.fixture(scope="session")
+async def lazy_rabbit() -> AsyncIterator[LazyRabbit]:
+    rabbit = LazyRabbit()
+    yield rabbit
+    await rabbit.stop()
+
+
+@pytest.fixture(params=["memory", pytest.param("rabbitmq", marks=pytest.mark.needs_rabbitmq)])
+async def transport(request: pytest.FixtureRequest, lazy_rabbit: LazyRabbit) -> AsyncIterator[Transport]:
+    if request.param == "memory":
+        async with memory_transport() as opened:
+            yield opened
+    else:
+        async with rabbit_transport(await lazy_rabbit.get()) as opened:
+            yield opened
 
 
 @pytest.fixture

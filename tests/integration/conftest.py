@@ -9,6 +9,7 @@ import pytest
 from bus.event_store import EventStore
 from tests.services.postgres import TestServer, start_postgres
 from tests.support.stores import memory_store, need_postgres, postgres_store
+from tests.support.transports import LazyRabbit
 
 
 class LogServer:
@@ -44,3 +45,11 @@ async def store(request: pytest.FixtureRequest, log_server: LogServer) -> AsyncI
     else:
         async with postgres_store(await log_server.get()) as opened:
             yield opened
+
+
+@pytest.fixture(scope="session")
+async def lazy_rabbit() -> AsyncIterator[LazyRabbit]:
+    """One RabbitMQ for the tests here."""
+    rabbit = LazyRabbit()
+    yield rabbit
+    await rabbit.stop()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 
+from api.settings import Settings
 from bus.client import Bus
 from bus.envelope import Envelope
-from bus.errors import BrokerAway, CallTimedOut, PublishUnknown
+from bus.errors import BrokerAway, CallTimedOut, PublishUnknown, StoreAway
 from bus.event_store import AppendRequest, EventStore, NewRow
 from bus.handles import handles
+from bus.installation import Installation, write_installation
 from bus.job import JobFailure, JobStopped
 from bus.submission import job_stream
 from bus.transport import Address, WireMessage
@@ -24,6 +29,8 @@ from schema.image_store import AddImageStore
 from schema.job import JobCancelled, JobCompleted, JobFailed, JobStarted, JobStepStarted
 from schema.message import Event
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
+from tests.integration.conftest import LogServer
+from tests.services.postgres import fresh_database
 
 
 async def tell(store: EventStore, job: UUID, *events: Event) -> None:
@@ -182,3 +189,32 @@ async def test_events_reach_marked_functions_and_what_they_raise_ends_the_run(st
 async def test_without_a_broker_calls_say_so(store: EventStore) -> None:
     with pytest.raises(Unavailable, match="STOREBUS_AMQP_URL"):
         await Bus(store=store).call("agent")
+
+
+@pytest.mark.needs_postgres
+async def test_a_second_terminal_finds_the_installation_by_its_folder(
+        tmp_path: Path, log_server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await log_server.get()
+    url, _, rest = (await fresh_database(server)).partition("@")
+    (tmp_path / "vault.key").write_text(base64.b64encode(b"k" * 32).decode())
+    write_installation(tmp_path, Installation(
+        database_url=SecretStr(f"{url.rpartition(':')[0]}@{rest}"), password_file=server.password_file,
+        vault_key_file=tmp_path / "vault.key"))
+    monkeypatch.delenv("STOREBUS_DATABASE_URL", raising=False)
+    monkeypatch.delenv("STOREBUS_AMQP_URL", raising=False)
+    monkeypatch.setenv("STOREBUS_DATA_DIR", str(tmp_path))
+    async with Bus.connect() as first, Bus.connect(data_dir=tmp_path) as second, Bus.connect(Settings()) as third:
+        job = await first.publish(AddImageStore(provider="s3", details={"secretkey": "canary"}))
+        [event] = [event async for event in second.subscribe("job.#", limit=1)]
+        assert event.id == job.id
+        assert b"canary" not in event.row.payload
+        assert await Vault(third.store, b"k" * 32).open(event.data["body"]["details"]["secretkey"]) == "canary"
+        assert [event.id async for event in third.replay("job.submitted")] == [job.id]
+
+
+async def test_what_cannot_be_reached_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreAway):
+        async with Bus.connect(database_url="postgresql://u:canary@127.0.0.1:1/x") as bus:
+            await bus.publish(DeleteSnapshot(id=uuid4()))
+    with pytest.raises(Unavailable, match="storebus up"):
+        await Bus.connect(data_dir=tmp_path).open()

@@ -14,6 +14,8 @@ import functools
 import logging
 import os
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self, TypeVar
@@ -28,7 +30,7 @@ from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.s3_errors import Damaged, Trouble, understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
-from agents.image_stores.s3_upload import Body, S3Upload, check_etag, md5
+from agents.image_stores.s3_upload import S3Upload, answer_s, check_etag, md5, send
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 
@@ -39,6 +41,8 @@ POOL = 40
 """Connections of one store: four transfers of ten parts each."""
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
+UNSENT = 256 << 10
+"""Bytes of a body that wait in the kernel beside those under way."""
 MAX_PAGES = 1_000_000
 # At DEBUG these write whole requests: bodies, headers, canonical requests. Nobody needs them in a log for ever.
 _TALKERS = ("botocore", "aiobotocore")
@@ -75,7 +79,8 @@ class S3ImageStore:
                 verify=settings.cafile or True, aws_access_key_id=settings.accesskey,
                 aws_secret_access_key=settings.secretkey.get_secret_value(), config=_config(settings)))
             # A body is sent without asking first: the round trip costs more than the rare refusal saves.
-            client.meta.events.register_last("before-call.s3", _no_expect)
+            client.meta.events.register_last("before-call.s3", functools.partial(
+                _before_call, silence_s=settings.sockettimeout / 1000))
             store = cls(settings, place, client, stack)
             await store._reach()
             store._stack = stack.pop_all()
@@ -91,6 +96,11 @@ class S3ImageStore:
             if trouble is None:
                 raise
             raise (trouble.failure(action) if trouble.passes else trouble.refusal(action)) from None
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds without a byte after which a connection counts as broken."""
+        return self.settings.sockettimeout / 1000
 
     @property
     def limits(self) -> Limits:
@@ -137,12 +147,12 @@ class S3ImageStore:
         """One PUT with its MD5."""
         digest = await md5(body)
 
-        async def send() -> None:
-            answer = await self.client.put_object(Bucket=self.bucket, Key=key, Body=Body(body),
-                                                  ContentMD5=base64.b64encode(digest).decode())
+        async def put() -> None:
+            answer = await send(body, self.silence_s, lambda content: self.client.put_object(
+                Bucket=self.bucket, Key=key, Body=content, ContentMD5=base64.b64encode(digest).decode()))
             check_etag(answer, digest)
 
-        await self.ask(f"write {key}", send, changes=True)
+        await self.ask(f"write {key}", put, changes=True)
 
     async def begin(self, key: str, *, part_size: int) -> S3Upload:
         """Create a multipart upload after ending all others of this key."""
@@ -280,8 +290,10 @@ def _expected(answer: Mapping[str, Any], offset: int, length: int) -> int:
     raise WorkFailed("the store ignores the Range header", field="url", remedy="switch off what rewrites its answers")
 
 
-def _no_expect(params: dict[str, Any], **_: Any) -> None:
+def _before_call(params: dict[str, Any], context: dict[str, Any], silence_s: float, **_: Any) -> None:
     params["headers"].pop("Expect", None)
+    if body := params.get("body"):
+        context["read_timeout"] = answer_s(silence_s, len(body))
 
 
 def _warm_session() -> AioSession:
@@ -303,11 +315,27 @@ def _warm_session() -> AioSession:
     return session
 
 
+def _socket(address: tuple[Any, ...], *, alive: bool) -> socket.socket:
+    """A socket for one connection, arranged so that a cancelled transfer stops now and a slow one shows.
+
+    Closing discards what the kernel has not sent yet (otherwise megabytes flow on after a cancel), and the kernel takes
+    little more than is under way. The congestion window, thus the speed over long distances, stays free.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(alive))
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    return made
+
+
 def _config(settings: S3Settings) -> AioConfig:
     return AioConfig(
+        connector_args={"socket_factory": functools.partial(_socket, alive=settings.usetcpkeepalive)},
         signature_version="s3v4", connect_timeout=settings.connectiontimeout / 1000,
         read_timeout=settings.sockettimeout / 1000, max_pool_connections=POOL,
-        retries={"total_max_attempts": 1, "mode": "standard"}, tcp_keepalive=settings.usetcpkeepalive,
+        retries={"total_max_attempts": 1, "mode": "standard"},
         # The default would add a checksum that many stores refuse; Content-MD5 does the same everywhere.
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
         proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else {},

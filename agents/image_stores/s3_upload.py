@@ -11,7 +11,7 @@ import asyncio
 import base64
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agents.image_stores.base import Bytes, ObjectInfo
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ABORTS = 5
 """How often an upload is aborted until the store no longer lists it (parts under way can keep it alive)."""
+SLOWEST = 256 << 10
+"""Bytes per second of a link that is slow but not silent."""
+_KERNEL = 8 << 20
 _CHUNK = 256 << 10
 
 
@@ -46,13 +49,13 @@ class S3Upload:
             raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
         digest = await md5(data)
 
-        async def send() -> str:
-            answer = await self._store.client.upload_part(
-                Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=Body(data),
-                ContentMD5=base64.b64encode(digest).decode())
+        async def put() -> str:
+            answer = await send(data, self._store.silence_s, lambda body: self._store.client.upload_part(
+                Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=body,
+                ContentMD5=base64.b64encode(digest).decode()))
             return check_etag(answer, digest)
 
-        etag = await self._store.ask(f"write part {number} of {self._key}", send)
+        etag = await self._store.ask(f"write part {number} of {self._key}", put)
         self._parts[number] = (etag, len(data))
 
     async def complete(self, size: int) -> ObjectInfo:
@@ -123,6 +126,8 @@ class Body:
     def __init__(self, data: Bytes) -> None:
         self._view = memoryview(data).cast("B")
         self._at = 0
+        self.moved: Callable[[bool], None] = lambda last: None
+        """Called when a slice is asked for; with True when all were taken."""
 
     def __len__(self) -> int:
         return len(self._view)
@@ -145,7 +150,27 @@ class Body:
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         for start in range(0, len(self._view), _CHUNK):
+            self.moved(False)
             yield self._view[start : start + _CHUNK]
+        self.moved(True)
+
+
+async def send(data: Bytes, silence_s: float, call: Callable[[Body], Awaitable[Any]]) -> Any:
+    """Make a request with this body; TimeoutError when the other side takes no more of it for `silence_s` seconds.
+
+    aiohttp bounds the wait for an answer but not the wait for a reader; a slow reader is fine, a stopped one is not.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        body = Body(data)
+        body.moved = lambda last: limit.reschedule(None if last else loop.time() + silence_s)
+        return await call(body)
+
+
+def answer_s(silence_s: float, length: int) -> float:
+    """Seconds to wait for an answer after the last byte of a body was given to the kernel, which may hold megabytes of
+    it: silence, plus what those take at SLOWEST."""
+    return silence_s + min(length, _KERNEL) / SLOWEST
 
 
 async def md5(data: Bytes) -> bytes:

@@ -18,6 +18,7 @@ streamed in small pieces.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -94,7 +95,10 @@ class S3Proxy:
 
     async def start(self) -> Self:
         """Listen on a free port."""
-        self._server = await asyncio.start_server(self._accept, self._host, 0, limit=_HEAD)
+        listener = socket.create_server((self._host, 0))
+        # Inherited by what it accepts: a proxy that hoards megabytes could not be slow.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HEAD)
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=_HEAD)
         return self
 
     async def stop(self) -> None:

@@ -63,7 +63,8 @@ class ImageStore(Protocol):
     SCOPE: ClassVar[str]
     """ZONE or REGION: how far one store reaches."""
     CAPABILITIES: ClassVar[frozenset[str]]
-    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5."""
+    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5. With presigned_get the store also has
+    `async def presign(self, key: str, expires_s: int) -> str`: a link by which anyone may get the object for a while."""
     Settings: ClassVar[type[BaseModel]]
     """The `details` it takes; secret ones are pydantic SecretStr (so `format: password` in the schema)."""
 

@@ -32,6 +32,7 @@ T = TypeVar("T")
 SENTINEL = ".storebus-mount"
 SUFFIX = ".unfinished"
 PAGE = 1000
+_TRIES = 50
 _ROOT = os.O_RDONLY | os.O_DIRECTORY
 _SENTINEL_TEXT = b"An image store of Storebus. Without this file the directory counts as not mounted: keep it.\n"
 _IGNORED = frozenset({SENTINEL, "lost+found", ".snapshot", ".zfs"})
@@ -128,10 +129,16 @@ class FolderImageStore:
         made: list[FolderUpload] = []
 
         def make() -> None:
-            with self.mounted() as root, self.disk.folder(root, path, make=True) as folder:
-                self._end(name, folder)
-                handle = self.disk.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, folder)
-                made.append(FolderUpload(self, key, mark, handle, part_size))
+            for left in reversed(range(_TRIES)):
+                try:
+                    with self.mounted() as root, self.disk.folder(root, path, make=True) as folder:
+                        self._end(name, folder)
+                        handle = self.disk.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, folder)
+                        made.append(FolderUpload(self, key, mark, handle, part_size))
+                        return
+                except FileNotFoundError:  # a delete removed the directory while it was still empty
+                    if not left:
+                        raise
 
         try:
             await self.run(f"begin {key}", make)

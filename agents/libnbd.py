@@ -1,0 +1,155 @@
+"""libnbd by ctypes: the few calls that moving a disk needs. The protocol is libnbd's; no NBD is spoken here.
+
+Owns one connection each; a handle is used by one thread at a time (ctypes lets the others run meanwhile). Refuses to
+know what is on the other side. Needs the distribution's libnbd.so.0 (Debian: libnbd0); there is no wheel of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from agents.hypervisors.base import Extent
+from schema.failure import Unavailable, WorkRetryable
+
+INSTALL = "apt-get install --no-install-recommends libnbd0"
+HOLE, ZERO = 1, 2
+"""Flags of base:allocation."""
+STATUS_SPAN = 1 << 30
+"""Bytes asked about by one block-status request (the protocol's limit is 4 GiB)."""
+MAX_REQUEST = 16 << 20
+"""Bytes of one read or write."""
+
+_EXTENT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64,
+                           ctypes.POINTER(ctypes.c_uint32), ctypes.c_size_t, ctypes.POINTER(ctypes.c_int))
+
+
+class _ExtentCallback(ctypes.Structure):
+    _fields_ = [("callback", _EXTENT), ("user_data", ctypes.c_void_p), ("free", ctypes.c_void_p)]  # noqa: RUF012 - ctypes' own form
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libnbd.so.0")
+    except OSError:
+        raise Unavailable("libnbd.so.0 is not installed", field="libnbd", remedy=INSTALL) from None
+    handle, text, i32, u64, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_size_t
+    u32 = ctypes.c_uint32
+    for name, result, arguments in (
+        ("nbd_create", handle, []), ("nbd_close", None, [handle]), ("nbd_get_error", text, []),
+        ("nbd_set_export_name", i32, [handle, text]), ("nbd_add_meta_context", i32, [handle, text]),
+        ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]),
+        ("nbd_can_multi_conn", i32, [handle]), ("nbd_can_zero", i32, [handle]),
+        ("nbd_pread", i32, [handle, ctypes.c_void_p, size, u64, u32]),
+        ("nbd_pwrite", i32, [handle, ctypes.c_void_p, size, u64, u32]),
+        ("nbd_zero", i32, [handle, u64, u64, u32]), ("nbd_flush", i32, [handle, u32]),
+        ("nbd_block_status", i32, [handle, u64, u64, _ExtentCallback, u32]),
+        ("nbd_shutdown", i32, [handle, u32]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def available() -> bool:
+    """Whether the library is here."""
+    try:
+        _library()
+    except Unavailable:
+        return False
+    return True
+
+
+class Connection:
+    """One connection to one export. Blocking: every method is called in a thread."""
+
+    def __init__(self, socket: str, export: str = "") -> None:
+        self._lib = _library()
+        self._handle = self._lib.nbd_create()
+        if not self._handle:
+            raise self._error("nbd_create")
+        try:
+            self._ok(self._lib.nbd_set_export_name(self._handle, export.encode()), "export name")
+            self._ok(self._lib.nbd_add_meta_context(self._handle, b"base:allocation"), "meta context")
+            self._ok(self._lib.nbd_connect_unix(self._handle, socket.encode()), "connect")
+            self.size: int = self._lib.nbd_get_size(self._handle)
+            self._ok(self.size, "size")
+        except BaseException:
+            self.close()
+            raise
+
+    def _error(self, what: str) -> WorkRetryable:
+        text = self._lib.nbd_get_error()
+        return WorkRetryable(f"block export: {what}: {text.decode(errors='replace') if text else 'unknown error'}")
+
+    def _ok(self, result: int, what: str) -> int:
+        if result < 0:
+            raise self._error(what)
+        return result
+
+    @property
+    def multi(self) -> bool:
+        """Whether several connections see one another's flushed writes."""
+        return bool(self._lib.nbd_can_multi_conn(self._handle) == 1)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer from `offset`."""
+        start = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if len(buffer) else 0
+        for at in range(0, len(buffer), MAX_REQUEST):
+            length = min(MAX_REQUEST, len(buffer) - at)
+            self._ok(self._lib.nbd_pread(self._handle, start + at, length, offset + at, 0), "read")
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write; durable after `flush`."""
+        view = memoryview(data)
+        for at in range(0, len(view), MAX_REQUEST):
+            piece = bytes(view[at:at + MAX_REQUEST])
+            self._ok(self._lib.nbd_pwrite(self._handle, piece, len(piece), offset + at, 0), "write")
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a run read as zeros."""
+        while length > 0:
+            step = min(length, STATUS_SPAN)
+            self._ok(self._lib.nbd_zero(self._handle, step, offset, 0), "zero")
+            offset, length = offset + step, length - step
+
+    def flush(self) -> None:
+        """Everything written is on stable storage."""
+        self._ok(self._lib.nbd_flush(self._handle, 0), "flush")
+
+    def extents(self) -> list[Extent]:
+        """The device's allocation, neighbours of one kind joined."""
+        found: list[Extent] = []
+        at = 0
+        while at < self.size:
+            runs: list[tuple[int, bool]] = []
+
+            def on_extents(_: int, context: bytes, offset: int, entries: object, count: int, error: object,
+                           runs: list[tuple[int, bool]] = runs) -> int:
+                if context == b"base:allocation":
+                    runs.extend((entries[n], bool(entries[n + 1] & ZERO)) for n in range(0, count, 2))  # type: ignore[index] # a ctypes pointer
+                return 0
+
+            callback = _ExtentCallback(_EXTENT(on_extents), None, None)
+            span = min(STATUS_SPAN, self.size - at)
+            self._ok(self._lib.nbd_block_status(self._handle, span, at, callback, 0), "block status")
+            if not runs:
+                runs.append((span, False))  # the server tells nothing: all of it is data
+            for length, zero in runs:
+                length = min(length, self.size - at)  # a server may tell beyond what was asked
+                if length <= 0:
+                    break
+                if found and found[-1].zero == zero:
+                    found[-1] = Extent(offset=found[-1].offset, length=found[-1].length + length, zero=zero)
+                else:
+                    found.append(Extent(offset=at, length=length, zero=zero))
+                at += length
+        return found
+
+    def close(self) -> None:
+        """Disconnect. Twice is fine."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._lib.nbd_shutdown(handle, 0)
+            self._lib.nbd_close(handle)

@@ -1,0 +1,110 @@
+"""A folder as a primary store: `<volume id>.qcow2` in a directory of this host.
+
+Owns the names: a disk under construction is `.<volume id>.<work>.<suffix>` and becomes the volume's by rename, durably.
+Refuses names that leave the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from agents.primary_stores.base import Usage
+from schema.failure import WorkFailed
+
+REMEDY = {errno.ENOSPC: "free space, or add a store", errno.EDQUOT: "raise the quota", errno.EACCES: "let the agent write there",
+          errno.EROFS: "mount it writable"}
+
+
+class FolderPrimaryStore:
+    """See PrimaryStore."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path)
+
+    async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        except OSError as error:
+            raise WorkFailed(f"the primary store {self.root}: {error.strerror}", field="primary",
+                             remedy=REMEDY.get(error.errno or 0, "see the host's log")) from None
+
+    async def prepare(self) -> None:
+        """Make the folder, for this user only, when it is absent."""
+        await self._run(lambda: self.root.mkdir(mode=0o700, parents=True, exist_ok=True))
+
+    def _draft(self, volume_id: UUID, work_name: str, suffix: str) -> Path:
+        return self.root / f".{volume_id}.{_plain(work_name)}.{_plain(suffix)}"
+
+    async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """See PrimaryStore."""
+        path = self._draft(volume_id, work_name, suffix)
+        await self._run(lambda: path.unlink(missing_ok=True))
+        return str(path)
+
+    async def commit(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """See PrimaryStore."""
+        target = self.root / f"{volume_id}.{_plain(suffix)}"
+
+        def move() -> None:
+            draft = self._draft(volume_id, work_name, suffix)
+            if not draft.exists() and target.exists():
+                return  # an earlier run came this far
+            _fsync(draft)
+            draft.replace(target)
+            _fsync(self.root)
+
+        await self._run(move)
+        return target.name
+
+    async def discard(self, volume_id: UUID, work_name: str, suffix: str) -> None:
+        """See PrimaryStore."""
+        await self._run(lambda: self._draft(volume_id, work_name, suffix).unlink(missing_ok=True))
+
+    def locate(self, name: str) -> str:
+        """See PrimaryStore."""
+        return str(self.root / _plain(name))
+
+    async def exists(self, name: str) -> bool:
+        """See PrimaryStore."""
+        return bool(await self._run(Path(self.locate(name)).exists))
+
+    async def delete(self, volume_id: UUID) -> None:
+        """See PrimaryStore."""
+
+        def remove() -> None:
+            for path in [*self.root.glob(f"{volume_id}.*"), *self.root.glob(f".{volume_id}.*")]:
+                path.unlink(missing_ok=True)
+            if self.root.exists():
+                _fsync(self.root)
+
+        await self._run(remove)
+
+    async def names(self) -> list[str]:
+        """See PrimaryStore."""
+        return await self._run(lambda: sorted(path.name for path in self.root.iterdir()))  # type: ignore[no-any-return] # a list of names
+
+    async def usage(self) -> Usage:
+        """See PrimaryStore."""
+        found = await self._run(os.statvfs, self.root)
+        return Usage(total=found.f_frsize * found.f_blocks, free=found.f_frsize * found.f_bavail)
+
+
+def _plain(name: str) -> str:
+    """A name that stays in its folder."""
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
+        raise WorkFailed("a disk's name leaves its primary store", field="path")
+    return name
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

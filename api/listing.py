@@ -177,11 +177,12 @@ class Lists:
     async def job(self, row: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
         """A job as queryAsyncJobResult shows it; `brief`: its result is the thing's id only (for lists of jobs)."""
         result = row.get("result") or {}
-        noun, thing_id = result.get("noun", ""), result.get("id", "")
-        if row["status"] != "completed" or noun not in responses.ITEMS:
+        item, thing_id = result.get("noun", ""), result.get("id", "")
+        if row["status"] != "completed" or item not in responses.TABLES:
             return responses.job(row)
-        thing = {"id": thing_id} if brief else await self.object(noun, thing_id)
-        return responses.job(row, thing or {"id": thing_id}, responses.ITEMS[noun])
+        thing = {"id": thing_id} if brief else await self.object(responses.TABLES[item], thing_id)
+        more = {registry.api_name(name): value for name, value in result.items() if name not in ("noun", "id")}
+        return responses.job(row, {**(thing or {"id": thing_id}), **more}, item)
 
     # --- what agents carry, and the API itself ---
 

@@ -250,8 +250,8 @@ def failure_text(failure: Row) -> str:
 OBJECTS = {"image_store": image_store, "template": template, "volume": volume, "snapshot": snapshot, "zone": zone,
            "primary_store": storage_pool}
 """Table -> how its rows are shown."""
-ITEMS = {"image_store": "imagestore", "template": "template", "volume": "volume", "snapshot": "snapshot"}
-"""Table -> the key of its object in a job's result."""
+TABLES = {"imagestore": "image_store", "template": "template", "volume": "volume", "snapshot": "snapshot"}
+"""Key of an object in a job's result -> its table."""
 
-__all__ = ["ENDED", "FIELDS", "ITEMS", "OBJECTS", "PENDING", "Names", "failure_text", "job", "name_of", "percent",
+__all__ = ["ENDED", "FIELDS", "OBJECTS", "PENDING", "TABLES", "Names", "failure_text", "job", "name_of", "percent",
            "provider_name", "when"]

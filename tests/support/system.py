@@ -1,0 +1,127 @@
+"""A whole installation in memory for tests of the edges: the real System, runtime, deciders and projections.
+
+`FakeSystem` differs from the real one in two things only: its read tables are folded from the log when they are asked
+for (so there is no projector to wait for), and its agents are played by the test (`cloud.settle()` and friends).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from api.system import System
+from bus.errors import StoreAway
+from bus.event_store import LogFilter
+from bus.event_store_memory import MemoryEventStore
+from bus.read_model import Change
+from bus.vault import Vault
+from handlers.projections import changes
+from tests.support.cloud import Cloud
+
+
+class FoldedViews:
+    """Read tables folded from the log at each question."""
+
+    def __init__(self, store: MemoryEventStore) -> None:
+        self._store = store
+
+    async def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Every table, by id."""
+        tables: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in (await self._store.read_log(0, filter=LogFilter(), limit=100_000)).rows:
+            for table, key, columns in changes(row):
+                rows = tables.setdefault(table, {})
+                if columns is None:
+                    rows.pop(key, None)
+                else:
+                    rows[key] = {**rows.get(key, {}), **columns, "id": key}
+        return tables
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
+        found = [dict.fromkeys(COLUMNS[table]) | row for row in (await self.tables()).get(table, {}).values()]
+        found = [row for row in found if all(_equal(row.get(name), value) for name, value in (where or {}).items())
+                 and search.lower() in (row.get("name") or "").lower()]
+        found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
+        page = found[offset:offset + limit]
+        return page, len(found) if page else 0
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """Nothing: everything is folded."""
+
+    async def clear(self) -> None:
+        """Nothing."""
+
+    async def aclose(self) -> None:
+        """Nothing."""
+
+
+def _equal(have: Any, want: Any) -> bool:
+    if want is None or have is None:
+        return have is want
+    return str(have).lower() == str(want).lower()
+
+
+_COMMON = ("name", "created")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "zone": _COMMON,
+    "agent": ("zone_id", "roles", "hypervisor", "providers", "created"),
+    "primary_store": (*_COMMON, "kind", "path", "zone_id", "agent", "hypervisor", "total_bytes"),
+    "image_store": (*_COMMON, "provider", "url", "protocol", "scope", "zone_id", "state", "read_only", "error",
+                    "job_id", "removed"),
+    "template": (*_COMMON, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
+                 "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),
+    "template_store_ref": ("template_id", "store_id", "key", "state", "size", "physical_size", "created"),
+    "volume": (*_COMMON, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
+               "snapshot_id", "hypervisor", "job_id", "error", "removed"),
+    "snapshot": (*_COMMON, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",
+                 "removed"),
+    "snapshot_store_ref": ("snapshot_id", "store_id", "key", "state", "size", "physical_size", "created"),
+    "job": ("command", "status", "step", "subject", "result", "failure", "principal", "body", "cancel_requested",
+            "work", "parent", "created", "completed"),
+}
+
+
+class FakeSystem(System):
+    """See the module. `away` makes the database disappear."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        super().__init__(cloud.store, cloud.runtime, FoldedViews(cloud.store), Vault(cloud.store, bytes(32)))
+        self.cloud = cloud
+        self.away = False
+
+    @classmethod
+    async def start(cls) -> FakeSystem:
+        """One zone, one agent that is storage agent and hypervisor."""
+        return cls(await Cloud.start())
+
+    async def wait_for(self, position: int, *, timeout_s: float) -> bool:
+        """The tables are always at the head."""
+        return True
+
+    async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
+                   order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Unless the database is away."""
+        if self.away:
+            raise StoreAway("Postgres does not answer", remedy="it is tried again by itself")
+        return await super().rows(table, where, search=search, order=order, limit=limit, offset=offset)
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """While this is open, the agents do everything that is asked of them."""
+
+        async def work() -> None:
+            while True:
+                await self.cloud.settle()
+                await asyncio.sleep(0.005)
+
+        task = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

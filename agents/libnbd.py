@@ -25,7 +25,7 @@ _EXTENT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctype
 
 
 class _ExtentCallback(ctypes.Structure):
-    _fields_ = [("callback", _EXTENT), ("user_data", ctypes.c_void_p), ("free", ctypes.c_void_p)]  # noqa: RUF012 - ctypes' own form
+    _fields_ = [("callback", _EXTENT), ("user_data", ctypes.c_void_p), ("free", ctypes.c_void_p)]
 
 
 @cache

@@ -145,10 +145,9 @@ def daemon(path: str, form: str, *, writable: bool) -> Callable[[str], list[str]
             disk["backing"] = None  # never follow a chain that somebody wrote into the file
         if writable:
             file["discard"] = disk["discard"] = "unmap"
-        server = {"addr": {"type": "unix", "path": socket}, "max-connections": 0}
         serve = {"type": "nbd", "id": "export", "node-name": "disk", "name": "", "writable": writable}
         return ["qemu-storage-daemon", "--blockdev", json.dumps(file), "--blockdev", json.dumps(disk),
-                "--nbd-server", ",".join(["addr.type=unix", f"addr.path={socket}", f"max-connections={server['max-connections']}"]),
+                "--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=0",
                 "--export", json.dumps(serve)]
 
     return arguments

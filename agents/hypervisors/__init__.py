@@ -1,0 +1,1 @@
+"""Hypervisors: one file each, behind one short interface."""

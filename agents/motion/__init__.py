@@ -1,0 +1,1 @@
+"""Motion: the only code that moves image bytes."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-
 Progress = Callable[[str, int, int], None]
 """(stage, bytes acknowledged by the destination, total or 0): called often, must be cheap; the runtime thins it out."""
 

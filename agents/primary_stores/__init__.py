@@ -1,0 +1,1 @@
+"""Primary stores: where disks live, one file each."""

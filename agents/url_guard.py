@@ -1,0 +1,166 @@
+"""The URL guard: the gate before any request that a user's URL causes. Resolve, check, pin; again at each redirect.
+
+Rules: http and https only, no user or password in it, ports 80 and 443 or allowed ones, every address the name resolves to
+must be public or allowed, and the connection goes to an address that was checked. Forms of IPv4 that only some
+resolvers understand (decimal, hex, octal, short) are refused rather than interpreted. Refuses to fetch anything itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+from schema.failure import BadParameter
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+Resolve = Callable[[str], Awaitable[list[str]]]
+
+PORTS = frozenset({80, 443})
+MAX_URL = 2048
+NOT_PUBLIC = tuple(ipaddress.ip_network(network) for network in (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+    "224.0.0.0/4", "240.0.0.0/4", "::/128", "::1/128", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32",
+    "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+))
+"""Not on the public internet (the IANA special-purpose registries)."""
+NAT64, SIX_TO_FOUR = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/16")
+_LOOKS_NUMERIC = re.compile(r"^(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+)){0,3}\.?$", re.IGNORECASE)
+_LABEL = re.compile(r"^(?!-)[a-z0-9_-]{1,63}(?<!-)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """A network, with the ports that may be reached there (empty: the usual ones)."""
+
+    network: IPNetwork
+    first: int = 0
+    last: int = 0
+
+    def port(self, port: int) -> bool:
+        """Whether this port may be reached there."""
+        return self.first <= port <= self.last if self.first else port in PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checked URL and the address to connect to."""
+
+    url: str
+    host: str
+    port: int
+    addresses: tuple[str, ...]
+
+
+def parse_allow(text: str) -> tuple[Allowed, ...]:
+    """`127.0.0.0/8:8000-8999,10.0.0.5/32,[fd00::/8]:80`. Raises BadParameter naming the entry."""
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        matched = re.fullmatch(r"\[?([0-9a-fA-F:.]+(?:/\d+)?)\]?(?::(\d+)(?:-(\d+))?)?", entry)
+        try:
+            if matched is None:
+                raise ValueError("it is not network[:port[-port]]")
+            first = int(matched[2] or 0)
+            found.append(Allowed(ipaddress.ip_network(matched[1]), first, int(matched[3] or first)))
+        except ValueError as error:
+            raise BadParameter(f"{entry!r}: {error}", field="STOREBUS_DOWNLOAD_ALLOW",
+                               remedy="write it as 127.0.0.0/8:8000-8999") from None
+    return tuple(found)
+
+
+async def system_resolve(host: str) -> list[str]:
+    """Every address of a name, by this host's resolver."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise BadParameter(f"{host} cannot be resolved: {error.strerror}", field="url") from None
+    return sorted({str(entry[4][0]).split("%")[0] for entry in found})
+
+
+class UrlGuard:
+    """One policy, asked about every URL and every redirect."""
+
+    def __init__(self, allow: tuple[Allowed, ...] = (), resolve: Resolve = system_resolve) -> None:
+        self.allow, self._resolve = allow, resolve
+
+    async def check(self, url: str, *, base: str = "") -> Target:
+        """The target of a URL (or of a redirect from `base`). Raises BadParameter naming what is wrong."""
+        url = urljoin(base, url) if base else url
+        host, port = self._parts(url)
+        literal = _literal(host)
+        addresses = [str(literal)] if literal is not None else await self._resolve(host)
+        if not addresses:
+            raise BadParameter(f"{host} has no address", field="url")
+        for address in addresses:
+            self._address(ipaddress.ip_address(address), port, host)
+        return Target(url, host, port, tuple(addresses))
+
+    def _parts(self, url: str) -> tuple[str, int]:
+        if len(url) > MAX_URL or any(ord(char) < 33 or ord(char) == 127 for char in url) or "\\" in url:
+            raise BadParameter("it is too long, or holds spaces, control characters or backslashes", field="url")
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise BadParameter(f"it cannot be parsed: {error}", field="url") from None
+        if parts.scheme not in ("http", "https"):
+            raise BadParameter(f"{parts.scheme or 'no scheme'}: only http and https are fetched", field="url")
+        if parts.username is not None or parts.password is not None:
+            raise BadParameter("a user or password in the URL is refused: it would be kept for ever", field="url")
+        host = (parts.hostname or "").rstrip(".")
+        if not host:
+            raise BadParameter("it names no host", field="url")
+        return host, port or (443 if parts.scheme == "https" else 80)
+
+    def _address(self, address: IPAddress, port: int, host: str) -> None:
+        for inner in (address, *_embedded(address)):
+            allowed = [entry for entry in self.allow if inner.version == entry.network.version and inner in entry.network]
+            if any(entry.port(port) for entry in allowed):
+                continue
+            if any(inner.version == network.version and inner in network for network in NOT_PUBLIC):
+                raise BadParameter(f"{host} is {inner}, which is not a public address", field="url",
+                                   remedy="allow it with STOREBUS_DOWNLOAD_ALLOW if it is meant")
+            if port not in PORTS:
+                raise BadParameter(f"port {port} is not fetched from", field="url",
+                                   remedy="use 80 or 443, or allow it with STOREBUS_DOWNLOAD_ALLOW")
+
+
+def _literal(host: str) -> IPAddress | None:
+    """The address when the host is written as one. Raises for forms that not everybody reads alike."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    if _LOOKS_NUMERIC.match(host) or "%" in host or ":" in host:
+        raise BadParameter(f"{host!r} is an address in a form that is not accepted", field="url",
+                           remedy="write it as four decimal numbers, or as IPv6 in brackets")
+    if len(host) > 253 or not all(_LABEL.match(label) for label in host.split(".")):
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise BadParameter(f"{host[:64]!r} is not a host name", field="url") from None
+        if host.isascii():
+            raise BadParameter(f"{host[:64]!r} is not a host name", field="url")
+    return None
+
+
+def _embedded(address: IPAddress) -> list[IPAddress]:
+    """IPv4 addresses carried inside an IPv6 one: they are where the bytes would go."""
+    if not isinstance(address, ipaddress.IPv6Address):
+        return []
+    found: list[IPAddress] = []
+    if address.ipv4_mapped is not None:
+        found.append(address.ipv4_mapped)
+    if address in NAT64:
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    if address in SIX_TO_FOUR:
+        found.append(ipaddress.IPv4Address((int(address) >> 80) & 0xFFFFFFFF))
+    if int(address) >> 32 == 0 and int(address) > 1:  # ::a.b.c.d, long obsolete
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return found

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from schema.message import Order
 
@@ -21,7 +21,8 @@ T = TypeVar("T")
 DONE, OPEN, REFUSED = "done", "open", "refused"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work (
-    came INTEGER PRIMARY KEY, work_id TEXT UNIQUE NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL, payload BLOB NOT NULL,
+    came INTEGER PRIMARY KEY, work_id TEXT UNIQUE NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL,
+    type TEXT NOT NULL, payload BLOB NOT NULL,
     headers TEXT NOT NULL, report_type TEXT NOT NULL DEFAULT '', report BLOB NOT NULL DEFAULT x'',
     cancelled INTEGER NOT NULL DEFAULT 0) STRICT
 """
@@ -121,7 +122,7 @@ _COLUMNS = ("work_id", "attempt", "state", "type", "payload", "headers", "report
 _SELECT = "SELECT " + ", ".join(_COLUMNS) + " FROM work"  # noqa: S608 - a constant
 
 
-def _named(row: tuple[object, ...]) -> dict[str, object]:
+def _named(row: tuple[Any, ...]) -> dict[str, Any]:
     found = dict(zip(_COLUMNS, row, strict=True))
     found["cancelled"] = bool(found["cancelled"])
     return found

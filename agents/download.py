@@ -1,0 +1,221 @@
+"""Downloads: a URL into an image store, inspected and hashed while it streams, nothing of it kept anywhere else.
+
+Owns caps (bytes, stall), redirects by hand through the guard, the checksum, and that a failure leaves nothing. Refuses
+to decompress, to send credentials, and to trust a Content-Length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from agents import manifest as manifests
+from agents.image_stores.base import ImageStore, Upload
+from agents.inspection import Inspection
+from agents.motion.base import Progress
+from agents.motion.direct import leave_nothing, part_size
+from agents.url_guard import Target, UrlGuard
+from schema.agent import FetchImage
+from schema.failure import BadParameter, WorkRetryable
+from schema.image import ImageRef, Manifest
+
+REDIRECTS = 3
+STALL_S = 60.0
+"""Seconds without a byte after which a transfer is given up (and tried again): there is no limit on the whole."""
+IN_FLIGHT = 4
+"""Parts being uploaded while the next is read."""
+SLICE = 1 << 20
+ALGORITHMS = {"MD5": "md5", "SHA-1": "sha1", "SHA-224": "sha224", "SHA-256": "sha256", "SHA-384": "sha384", "SHA-512": "sha512"}
+BY_LENGTH = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
+
+
+class _Pinned(AbstractResolver):
+    """Answers with the addresses that the guard checked, and nothing else."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """The checked addresses."""
+        if host.rstrip(".") != self.target.host:
+            raise OSError(f"{host} was not checked")
+        return [ResolveResult(hostname=host, host=address, port=port, proto=0, flags=socket.AI_NUMERICHOST,
+                              family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+                for address in self.target.addresses]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def parse_checksum(text: str) -> tuple[str, str] | None:
+    """(hashlib's name, hex digest) of `{SHA-256}<hex>` or a bare digest (its length says which); None when empty."""
+    if not text:
+        return None
+    matched = re.fullmatch(r"(?:\{([A-Za-z0-9-]+)\})?([0-9a-fA-F]+)", text.strip())
+    name = None
+    if matched is not None:
+        name = ALGORITHMS.get(matched[1].upper()) if matched[1] else BY_LENGTH.get(len(matched[2]))
+    if matched is None or name is None or hashlib.new(name, usedforsecurity=False).digest_size * 2 != len(matched[2]):
+        raise BadParameter("it is not {ALGORITHM}hex", field="checksum", remedy=f"one of {', '.join(ALGORITHMS)}")
+    return name, matched[2].lower()
+
+
+@asynccontextmanager
+async def opened(url: str, guard: UrlGuard) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The final answer of a URL, each hop checked and pinned. Raises BadParameter or WorkRetryable."""
+    base = ""
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=STALL_S)
+    for _ in range(REDIRECTS + 1):
+        target = await guard.check(url, base=base)
+        connector = aiohttp.TCPConnector(resolver=_Pinned(target), use_dns_cache=False, force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False, auto_decompress=False,
+                                         cookie_jar=aiohttp.DummyCookieJar()) as session:
+            headers = {"Accept-Encoding": "identity", "User-Agent": "storebus"}
+            async with session.get(target.url, allow_redirects=False, headers=headers) as answer:
+                if answer.status in (301, 302, 303, 307, 308):
+                    base, url = target.url, answer.headers.get("Location", "")
+                    continue
+                _accept(answer)
+                yield answer
+                return
+    raise BadParameter(f"the URL redirects more than {REDIRECTS} times", field="url")
+
+
+def _accept(answer: aiohttp.ClientResponse) -> None:
+    if answer.status >= 500 or answer.status == 429:
+        raise WorkRetryable(f"the server answers {answer.status}", field="url", remedy="it is tried again")
+    if answer.status != 200:
+        raise BadParameter(f"the server answers {answer.status} {answer.reason or ''}".strip(), field="url",
+                           remedy="check the address")
+    if answer.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+        raise BadParameter("the server sends the image compressed", field="url", remedy="offer it uncompressed")
+
+
+@dataclass
+class Download:
+    """One download into one store."""
+
+    order: FetchImage
+    store: ImageStore
+    guard: UrlGuard
+    progress: Progress
+    digests: dict[int, str] = field(default_factory=dict)
+    received: int = 0
+    acknowledged: int = 0
+    total: int = 0
+
+    async def run(self) -> ImageRef:
+        """Fetch, inspect, store, verify; the image. Raises with nothing left behind."""
+        checksum = parse_checksum(self.order.checksum)
+        self.progress("connect", 0, 0)
+        try:
+            async with opened(self.order.url, self.guard) as answer:
+                return await self._store(answer, checksum)
+        except TimeoutError:
+            raise WorkRetryable(f"no byte came for {STALL_S:.0f} s", field="url", remedy="it is tried again") from None
+        except aiohttp.ClientPayloadError:
+            raise WorkRetryable(f"the connection broke after {self.received} bytes: truncated", field="url",
+                                remedy="it is tried again") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise WorkRetryable(f"the server cannot be reached: {error}", field="url", remedy="it is tried again") from None
+
+    async def _store(self, answer: aiohttp.ClientResponse, checksum: tuple[str, str] | None) -> ImageRef:
+        order = self.order
+        self.total = answer.content_length or 0
+        if self.total > order.max_bytes:
+            raise BadParameter(f"the image has {self.total} bytes; at most {order.max_bytes} are taken", field="url")
+        size = part_size(self.total or order.max_bytes, self.store.limits)
+        upload = await self.store.begin(order.key, part_size=size)
+        try:
+            whole, asked, virtual = await self._stream(answer, upload, size, checksum)
+            if self.total and self.received != self.total:
+                raise WorkRetryable(f"{self.received} of {self.total} bytes came: truncated", field="url")
+            if checksum is not None and asked != checksum[1]:
+                raise BadParameter(f"the image's {checksum[0]} is {asked}, not {checksum[1]}", field="checksum",
+                                   remedy="check the address and the checksum")
+            self.progress("verify", self.acknowledged, self.received)
+            await upload.complete(self.received)
+            parts = [self.digests[number] for number in range(len(self.digests))]
+            root = manifests.root_of(parts)
+            await manifests.write_manifest(self.store, Manifest(
+                installation=order.store.prefix, kind=order.kind, thing_id=order.thing_id, job_id=order.job_id,
+                work=order.work_name, key=order.key, format=order.format, virtual_size=virtual, physical_size=self.received,
+                part_size=size, parts=parts, root=root, sha256=whole, created=datetime.now(UTC).isoformat()))
+        except BaseException:
+            await leave_nothing(self.store, upload, order.key)
+            raise
+        return ImageRef(store_id=order.store.id, key=order.key, format=order.format, virtual_size=virtual,
+                        physical_size=self.received, root=root, sha256=whole)
+
+    async def _stream(self, answer: aiohttp.ClientResponse, upload: Upload, size: int,
+                      checksum: tuple[str, str] | None) -> tuple[str, str, int]:
+        inspection = Inspection(self.order.format, max_virtual_size=self.order.max_virtual_size)
+        whole = hashlib.sha256()
+        asked = hashlib.new(checksum[0], usedforsecurity=False) if checksum else None
+
+        def look(data: bytes) -> None:
+            inspection.feed(data)
+            whole.update(data)
+            if asked is not None:
+                asked.update(data)
+
+        try:
+            virtual = await self._pump(answer, upload, size, look, inspection)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        return whole.hexdigest(), asked.hexdigest() if asked else "", virtual
+
+    async def _pump(self, answer: aiohttp.ClientResponse, upload: Upload, size: int, look: Callable[[bytes], None],
+                    inspection: Inspection) -> int:
+        """Read, look, cut into parts, upload: the next part is read while earlier ones are on their way."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+        part, number = bytearray(), 0
+        async with asyncio.TaskGroup() as uploads:
+            async for data in answer.content.iter_chunked(SLICE):
+                self.received += len(data)
+                if self.received > self.order.max_bytes:
+                    raise BadParameter(f"the image has more than {self.order.max_bytes} bytes", field="url")
+                await asyncio.to_thread(look, data)
+                part += data
+                while len(part) >= size:
+                    await slots.acquire()
+                    full, part = part[:size], part[size:]
+                    uploads.create_task(self._part(upload, number, full, slots))
+                    number += 1
+            virtual = await asyncio.to_thread(inspection.finish)
+            if part:
+                await slots.acquire()
+                uploads.create_task(self._part(upload, number, part, slots))
+        return virtual
+
+    async def _part(self, upload: Upload, number: int, data: bytearray, slots: asyncio.Semaphore) -> None:
+        try:
+            self.digests[number] = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+            await upload.part(number + 1, data)
+        finally:
+            slots.release()
+        self.acknowledged += len(data)
+        self.progress("download", self.acknowledged, self.total)
+
+
+async def fetch(order: FetchImage, store: ImageStore, guard: UrlGuard, progress: Progress) -> ImageRef:
+    """Download an order's URL into the store."""
+    return await Download(order, store, guard, progress).run()
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """What a task group wraps: the first of its errors."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

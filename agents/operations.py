@@ -1,0 +1,141 @@
+"""The operations: which coroutine does which order. A literal table at the end; read it first.
+
+Each leaves the thing whole or nothing at all, may run twice with the same order, and stops within seconds when it is
+cancelled. Refuses to know how orders come and reports go: that is `runtime`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agents.download import fetch
+from agents.manifest import delete_object
+from agents.motion.base import Progress
+from agents.motion.direct import read_image, write_image
+from agents.toolbox import Toolbox
+from schema.agent import (
+    CreateDisk,
+    DeleteDisk,
+    DeleteImages,
+    DiskCreated,
+    DropSnapshot,
+    FetchImage,
+    ImageResult,
+    Result,
+    SnapshotFrozen,
+    StoreTested,
+    TakeSnapshot,
+    TestImageStore,
+    WriteSnapshot,
+)
+from schema.failure import Failed, Refused, WorkFailed
+from schema.image import DiskRef, ImageFormat
+from schema.message import Order
+
+Secrets = Mapping[str, str]
+Operation = Callable[[Any, Toolbox, Secrets, Progress], Awaitable[Result]]
+SUFFIX = "qcow2"
+
+
+async def check_store(order: TestImageStore, tools: Toolbox, secrets: Secrets, progress: Progress) -> StoreTested:
+    """Try everything that a store is needed for, on a probe that is gone afterwards."""
+    try:
+        async with tools.store(order.store, secrets) as store:
+            progress("test", 0, 0)
+            await store.test(f"{order.store.prefix}/probe/{order.work_name}")
+            return StoreTested(capabilities=sorted(store.CAPABILITIES))
+    except Refused:
+        raise
+    except Failed as error:  # away for now is a reason not to add it; the caller may ask again
+        raise Refused(error.failure.cause, field=error.failure.field, remedy=error.failure.remedy) from None
+
+
+async def fetch_image(order: FetchImage, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
+    """Download a URL into the store."""
+    async with tools.store(order.store, secrets) as store:
+        return ImageResult(image=await fetch(order, store, tools.guard, progress))
+
+
+async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """Manifest first, then the bytes."""
+    async with tools.store(order.store, secrets) as store:
+        for done, key in enumerate(order.keys, 1):
+            await delete_object(store, key)
+            progress("delete", done, len(order.keys))
+    return Result()
+
+
+async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskCreated:
+    """A draft, its content, its name: in this order."""
+    primary, hypervisor = tools.primary(order.primary), tools.hypervisor
+    name = f"{order.volume_id}.{SUFFIX}"
+    draft = await primary.draft(order.volume_id, order.work_name, SUFFIX)
+    try:
+        if order.image is None:
+            await hypervisor.create(draft, order.virtual_size)
+        else:
+            assert order.store is not None
+            async with tools.store(order.store, secrets) as store:
+                await read_image(store, order.image, draft, hypervisor=hypervisor, progress=progress, workers=tools.workers)
+            await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=order.virtual_size)
+        await primary.commit(order.volume_id, order.work_name, SUFFIX)
+    except BaseException:
+        await primary.discard(order.volume_id, order.work_name, SUFFIX)
+        raise
+    virtual, physical = await hypervisor.measure(primary.locate(name))
+    disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=name, virtual_size=virtual)
+    return DiskCreated(disk=disk, physical_size=physical)
+
+
+async def delete_disk(order: DeleteDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """The disk and whatever attempts left."""
+    await tools.primary(order.primary).delete(order.volume_id)
+    return Result()
+
+
+def _disk(disk: DiskRef, tools: Toolbox) -> str:
+    path = tools.primary(disk.primary).locate(disk.path)
+    if not Path(path).exists():
+        raise WorkFailed(f"the disk {disk.path} is not on its primary store", field="volumeid",
+                         remedy="see whether the primary store is mounted")
+    return path
+
+
+async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> SnapshotFrozen:
+    """Freeze the content under the tag."""
+    path = _disk(order.disk, tools)
+    await tools.hypervisor.take_snapshot(path, order.tag)
+    virtual, _ = await tools.hypervisor.measure(path)
+    return SnapshotFrozen(virtual_size=virtual)
+
+
+async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
+    """From the block export straight into the store."""
+    path = _disk(order.disk, tools)
+    async with tools.store(order.store, secrets) as store, tools.hypervisor.open(path, tag=order.tag) as device:
+        return ImageResult(image=await write_image(
+            device, store, store_id=order.store.id, key=order.key, kind="snapshot", thing_id=order.thing_id,
+            job_id=order.job_id, work=order.work_name, installation=order.store.prefix, progress=progress,
+            workers=tools.workers))
+
+
+async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """Forget the tag."""
+    path = tools.primary(order.disk.primary).locate(order.disk.path)
+    await tools.hypervisor.drop_snapshot(path, order.tag)
+    return Result()
+
+
+OPERATIONS: dict[type[Order], Operation] = {
+    TestImageStore: check_store,
+    FetchImage: fetch_image,
+    DeleteImages: delete_images,
+    CreateDisk: create_disk,
+    DeleteDisk: delete_disk,
+    TakeSnapshot: take_snapshot,
+    WriteSnapshot: write_snapshot,
+    DropSnapshot: drop_snapshot,
+}
+"""Every order but CancelWork and ReleaseWork, which are about other orders."""

@@ -1,0 +1,65 @@
+"""The toolbox: what an operation works with, opened when it is needed. The one place here that names concrete plug-ins.
+
+Owns the choice of hypervisor and primary store by the name in an order. Refuses to keep a store open between operations: its
+secrets are then forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from agents.hypervisors.base import Hypervisor
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.hypervisors.memory import MemoryHypervisor
+from agents.image_stores.base import ImageStore
+from agents.image_stores.registry import open_store
+from agents.primary_stores.base import PrimaryStore
+from agents.primary_stores.folder import FolderPrimaryStore
+from agents.url_guard import UrlGuard, parse_allow
+from schema.failure import Refused
+from schema.image import PrimarySpec, StoreSpec
+
+HYPERVISORS: dict[str, type[KvmHypervisor] | type[MemoryHypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
+PRIMARY_STORES = {"folder": FolderPrimaryStore}
+
+
+@dataclass
+class Toolbox:
+    """Of one mover."""
+
+    hypervisor_name: str = "kvm"
+    download_allow: str = ""
+    workers: int = 4
+    """Parts of one transfer that are on their way at once."""
+    _hypervisor: Hypervisor | None = field(default=None, repr=False)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The hypervisor of this host."""
+        if self._hypervisor is None:
+            self._hypervisor = HYPERVISORS[self.hypervisor_name]()
+        return self._hypervisor
+
+    @property
+    def guard(self) -> UrlGuard:
+        """The URL guard with this installation's exceptions."""
+        return UrlGuard(parse_allow(self.download_allow))
+
+    def primary(self, spec: PrimarySpec) -> PrimaryStore:
+        """The primary store of an order."""
+        kind = PRIMARY_STORES.get(spec.kind)
+        if kind is None:
+            raise Refused(f"no primary store plug-in is called {spec.kind}", field="primary",
+                          remedy=f"here are: {', '.join(sorted(PRIMARY_STORES))}")
+        return kind(spec.path)
+
+    @contextlib.asynccontextmanager
+    async def store(self, spec: StoreSpec, secrets: Mapping[str, str]) -> AsyncIterator[ImageStore]:
+        """The image store of an order, open while this is."""
+        opened = await open_store(spec, secrets)
+        try:
+            yield opened
+        finally:
+            await opened.aclose()

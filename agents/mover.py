@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from agents.operations import OPERATIONS
@@ -176,7 +177,10 @@ class Child:
             else:
                 task = asyncio.create_task(self._do(said))
                 self._tasks[said["id"]] = task
-                task.add_done_callback(lambda _, number=said["id"]: self._tasks.pop(number, None))
+                task.add_done_callback(partial(self._forget, said["id"]))
+
+    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(number, None)
 
     async def _do(self, said: dict[str, Any]) -> None:
         number = said["id"]

@@ -27,6 +27,7 @@ from typing import Any
 from api.settings import Settings
 from api.system import System
 from bus import failpoints
+from bus.errors import BrokerAway
 from bus.event_store_postgres import PostgresEventStore
 from bus.installation import Installation, write_installation
 from bus.migrate import migrate
@@ -107,7 +108,7 @@ def open_transport(settings: Settings) -> Transport:
     """RabbitMQ when its URL is set, else memory."""
     if settings.amqp_url is None:
         return MemoryTransport()
-    from bus.transport_rabbit import RabbitTransport  # noqa: PLC0415 - aio-pika is only loaded where a broker is used
+    from bus.transport_rabbit import RabbitTransport
 
     return RabbitTransport(settings.amqp_url.get_secret_value())
 
@@ -132,7 +133,10 @@ async def shared(settings: Settings, dsn: str, role: str) -> AsyncIterator[Parts
     store = await PostgresEventStore.connect(dsn)
     transport = open_transport(settings)
     try:
-        await transport.start()
+        try:
+            await transport.start()
+        except BrokerAway as away:  # HTTP commands are accepted all the same; the transport goes on trying
+            log.warning("%s", away, extra={"action": "broker_away_at_start"})
         yield Parts(
             settings=settings, dsn=dsn, store=store, transport=transport, installation=await store.installation_id(),
             token=await asyncio.to_thread(agent_token, settings),
@@ -149,6 +153,8 @@ class Roles:
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[Any]] = []
         self.closers: list[Callable[[], Awaitable[None]]] = []
+        self.health: dict[str, Callable[[], str]] = {}
+        """Part -> why it is not ready; an empty text when it is."""
 
     def run(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
         """Start a piece that runs until it is cancelled."""
@@ -190,7 +196,7 @@ def stop_signal() -> asyncio.Event:
 
 async def run_up(settings: Settings, on_ready: OnReady) -> None:
     """Everything on one machine until a signal stops it."""
-    from api import roles  # noqa: PLC0415 - the roles are only loaded where they run
+    from api import roles
 
     _arm(settings)
     stop = stop_signal()
@@ -202,7 +208,7 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
             running = Roles()
             stack.push_async_callback(running.close)
             zone_id = await roles.handlers(parts, running)
-            await roles.log(parts, running)
+            await roles.log_role(parts, running)
             await roles.agents(parts, running, zone_id, ("storage", "kvm"))
             url = await roles.api(parts, running)
             record = Installation.model_validate({
@@ -219,7 +225,7 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
 async def run_role(settings: Settings, role: str, on_ready: OnReady | None = None, *, kinds: tuple[str, ...] = (
         "storage", "kvm")) -> None:
     """One role as a process of its own, on RabbitMQ and Postgres."""
-    from api import roles  # noqa: PLC0415 - the roles are only loaded where they run
+    from api import roles
 
     if settings.amqp_url is None:
         raise Refused("roles as separate processes meet on RabbitMQ", field="STOREBUS_AMQP_URL",
@@ -232,7 +238,8 @@ async def run_role(settings: Settings, role: str, on_ready: OnReady | None = Non
         if role == "agent":
             transport = open_transport(settings)
             stack.push_async_callback(transport.aclose)
-            await transport.start()
+            with contextlib.suppress(BrokerAway):  # it goes on trying by itself
+                await transport.start()
             stack.push_async_callback(running.close)
             await roles.remote_agents(settings, transport, running, kinds)
         else:
@@ -246,7 +253,7 @@ async def run_role(settings: Settings, role: str, on_ready: OnReady | None = Non
                 case "handlers":
                     await roles.handlers(parts, running)
                 case "log":
-                    await roles.log(parts, running)
+                    await roles.log_role(parts, running)
                 case _:
                     raise Refused(f"no role is named {role!r}", field="role", remedy="api, handlers, log or agent")
         if on_ready is not None:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from agents.hypervisors.kvm import KvmHypervisor
-from api.verify import verify_all
-from bus.event_store_postgres import PostgresEventStore
 from rich.markup import escape
 from rich.tree import Tree
 
+from agents.hypervisors.kvm import KvmHypervisor
 from api.demo_image import tool
 from api.demo_s3 import SeaweedFS
+from api.verify import verify_all
 from bus.event_store import LogFilter, LogRow
+from bus.event_store_postgres import PostgresEventStore
 from bus.read_model import PostgresReadModel
 from handlers.projector import rebuild
 from schema.image import Manifest

@@ -54,7 +54,7 @@ async def tool(*arguments: str) -> str:
 
 async def build_image(given: str, folder: Path) -> DiskImage:
     """The image to demonstrate with: built here, or the file or URL given (converted to qcow2 if it is something else)."""
-    folder.mkdir(parents=True)
+    await asyncio.to_thread(lambda: folder.mkdir(parents=True))
     target = folder / "disk.qcow2"
     if given:
         source = await _fetch(given, folder / "given") if "://" in given else Path(given)
@@ -117,11 +117,13 @@ class WebServer:
 async def serve(path: Path, *, slow: int) -> AsyncIterator[WebServer]:
     """Serve the image on a free loopback port; `slow` is the bytes a second of the slow address."""
 
+    size = (await asyncio.to_thread(path.stat)).st_size
+
     async def fast(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(path)
 
     async def slowly(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": str(path.stat().st_size)})
+        response = web.StreamResponse(headers={"Content-Length": str(size)})
         await response.prepare(request)
         with path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, slow // 8):

@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -164,7 +163,7 @@ def _wait_ready(server: SeaweedFS) -> None:
     while time.monotonic() < deadline and server.alive():
         try:
             # Cheap until the gateway listens; then the real thing, since the first writes fail while volumes grow.
-            with urlopen(server.endpoint + "/status", timeout=5):
+            with urlopen(server.endpoint + "/status", timeout=5):  # noqa: S310 - our own loopback address
                 pass
             _prove(server)
         except Exception as error:  # whatever goes wrong before the deadline means "not yet"
@@ -209,15 +208,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in held:
             one.close()
-
-
-def main() -> None:
-    """Run one by hand: prints endpoint and keys, stops at end of input."""
-    with start_seaweedfs() as server:
-        print(json.dumps({"endpoint": server.endpoint, "access_key": server.access_key,
-                          "secret_key": server.secret_key, "bucket": server.bucket}), flush=True)
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()

@@ -22,11 +22,13 @@ class Settings(BaseSettings):
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ, amqp(s)://user:password@host:port/vhost; unset: memory.")
     database_url: SecretStr | None = Field(None, description="Postgres 15 to 18; unset: the embedded server in data_dir.")
     api_host: str = Field("127.0.0.1", description="Address of the HTTP listener (no authentication: keep it on loopback).")
-    api_port: int = Field(8096, ge=0, le=65535, description="Port of the HTTP listener, CloudStack's integration port; 0: any free.")
+    api_port: int = Field(8096, ge=0, le=65535,
+                          description="Port of the HTTP listener, CloudStack's integration port; 0: any free.")
     zone: str = Field("zone-1", description="Name of the zone that is made at first start.")
     primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
     agent_name: str = Field("", description="Name of this agent; unset: <host>-<role>.")
-    agent_token: SecretStr | None = Field(None, description="Enrolment token shared by handlers and agents; unset: data_dir/agent.token.")
+    agent_token: SecretStr | None = Field(
+        None, description="Enrolment token shared by handlers and agents; unset: data_dir/agent.token.")
     vault_key: SecretStr | None = Field(None, description="Base64 AES-256 key of the vault; unset: data_dir/vault.key.")
     download_allow: str = Field("", description="What the URL guard lets through besides public addresses and ports 80 and 443: "
                                 "comma-separated networks with optional ports, e.g. 127.0.0.0/8:8000-8999.")
@@ -34,6 +36,7 @@ class Settings(BaseSettings):
     max_virtual_size: int = Field(2000 << 30, description="Largest virtual disk, bytes (CloudStack's storage.max.volume.size).")
     max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
+    parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
     log_format: str = Field("text", description="text or json.")
     failpoints: str = Field("", description="For fault tests: name=kill,name=raise,name=sleep:S at named places of the code.")

@@ -134,12 +134,21 @@ class Step:
 class Flow(Protocol):
     """A command's life as a table. Everything is given by the context; nothing is remembered here."""
 
-    steps: tuple[Step, ...]
-    subject: str
-    """The noun that the job is about."""
-    placed: bool
-    """True when it chooses a store, an agent or a primary store: the directory is brought up to date first."""
-    cancellable: bool
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The orders, first to last."""
+
+    @property
+    def subject(self) -> str:
+        """The noun that the job is about."""
+
+    @property
+    def placed(self) -> bool:
+        """True when it chooses a store, an agent or a primary store: the directory is brought up to date first."""
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether it can be stopped."""
 
     def streams(self, job_id: UUID, command: Any) -> list[str]:
         """Every stream that a decision about this job reads or writes, besides the job's own."""

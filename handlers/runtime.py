@@ -15,11 +15,10 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from bus.relay import envelope_of
-
 from bus.envelope import Envelope
 from bus.errors import ClaimTaken, Conflict, CounterFull
 from bus.event_store import NO_STREAM, AppendRequest, EventStore, LogFilter, LogRow, NewRow, Timer
+from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address

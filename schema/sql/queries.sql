@@ -75,3 +75,10 @@ SELECT es.get_secret($1)
 SELECT es.drop_secret($1)
 -- name: make_partitions
 SELECT es.make_partitions()
+-- name: verify_page
+SELECT position, stream, version, type, effects, hash,
+       hash = es.link(coalesce(lag(hash) OVER (ORDER BY position), $2), position, stream, version, kind, type, type_version,
+                      id, key, address, tenant, correlation, causation, recorded_at, payload, meta, effects) AS linked
+FROM (SELECT * FROM es.event WHERE position > $1 ORDER BY position LIMIT $3) AS page ORDER BY position
+-- name: stream_heads
+SELECT name, version FROM es.stream

@@ -1,0 +1,200 @@
+"""The roles: which running pieces each is made of. Called by `bootstrap`, which opens what they share.
+
+Owns the wiring of one role. Refuses to know where settings come from and how a process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import uvicorn
+
+from agents import libnbd, qemu
+from agents.grants import Grants as AgentGrants
+from agents.grants import load_or_create_key
+from agents.image_stores.registry import providers
+from agents.mover import Mover
+from agents.primary_stores.folder import FolderPrimaryStore
+from agents.runtime import AgentConfig, AgentRuntime
+from api.bootstrap import Parts, Roles, agent_token
+from api.http import application
+from api.settings import Settings
+from api.system import System
+from bus.consumer import PartitionConsumer
+from bus.errors import StoreAway
+from bus.event_store import EventStore
+from bus.forwarder import Forwarder
+from bus.read_model import PostgresReadModel
+from bus.relay import Relay
+from bus.rpc import serve
+from bus.scheduler import Scheduler
+from bus.transport import Delivery, Transport
+from bus.transport import progress as progress_address
+from handlers.agent import create_zone
+from handlers.grants import SERVICE, Grants
+from handlers.projector import Projector
+from schema.failure import Refused
+from schema.ids import derive, zone_named
+from schema.image import PrimarySpec
+
+log = logging.getLogger(__name__)
+
+PARTITIONS_EVERY_S = 60.0
+
+
+async def handlers(parts: Parts, running: Roles) -> UUID:
+    """Partitions' consumer, the door for foreign commands, the vault's grants. Returns the zone's id."""
+    runtime = parts.runtime()
+    await runtime.catch_up()
+    zone_id = await create_zone(runtime, parts.settings.zone)
+    consumer = PartitionConsumer(parts.store, parts.transport, runtime.handle, member=parts.member)
+    forwarder = Forwarder(parts.store, parts.transport)
+    server = await serve(parts.transport, SERVICE, Grants(parts.store, parts.vault))
+    running.at_stop(server.aclose)
+    await consumer.start()
+    running.at_stop(consumer.stop)
+    await forwarder.start()
+    running.at_stop(forwarder.stop)
+    running.health["handlers"] = lambda: "" if consumer.ready else "not every partition has its consumer yet"
+    return zone_id
+
+
+async def log_role(parts: Parts, running: Roles) -> None:
+    """Relay, timers, projector, progress, room for the log."""
+    store, transport, member = parts.store, parts.transport, parts.member
+    running.run("relay-work", Relay(store, transport, "work", holder=member).run())
+    running.run("relay-events", Relay(store, transport, "events", holder=member).run())
+    running.run("scheduler", Scheduler(store, transport, holder=member).run())
+    model = await PostgresReadModel.connect(parts.dsn, role="storebus_projector")
+    running.at_stop(model.aclose)
+    running.run("projector", Projector(store, model, holder=member).run())
+    running.run("partitions", _make_room(parts))
+    await _keep_progress(store, transport, running)
+
+
+async def _make_room(parts: Parts) -> None:
+    """Partitions of the log's table ahead of its head."""
+    while True:
+        try:
+            await parts.store.make_partitions()
+        except StoreAway as away:
+            log.warning("no room was made: %s", away, extra={"action": "make_room_waits"})
+        await asyncio.sleep(PARTITIONS_EVERY_S)
+
+
+async def _keep_progress(store: EventStore, transport: Transport, running: Roles) -> None:
+    """The last progress of each order, where every API process can read it."""
+    latest: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
+
+    async def take(delivery: Delivery) -> None:
+        with contextlib.suppress(asyncio.QueueFull):  # the next message says it all
+            latest.put_nowait(delivery.message.body)
+        await delivery.ack()
+
+    async def keep() -> None:
+        while True:
+            for told in json.loads(await latest.get()):
+                try:
+                    await store.set_progress(f"{told['work_id']}.{told['attempt']}", json.dumps(told).encode())
+                except StoreAway:
+                    await asyncio.sleep(1.0)
+
+    consumer = await transport.consume(progress_address(), take)
+    running.at_stop(consumer.stop)
+    running.run("progress", keep())
+
+
+async def api(parts: Parts, running: Roles) -> str:
+    """The HTTP edge; its address. Raises Refused when the port is taken."""
+    settings = parts.settings
+    views = await PostgresReadModel.connect(parts.dsn, role="storebus_app")
+    running.at_stop(views.aclose)
+    system = System(parts.store, parts.runtime(), views, parts.vault)
+
+    def health() -> dict[str, str]:
+        said = {name: check() for name, check in running.health.items()}
+        if not parts.transport.healthy:
+            said["transport"] = "RabbitMQ is away: commands are accepted and run when it returns"
+        return {name: reason for name, reason in said.items() if reason}
+
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.api_host, settings.api_port))
+    except OSError as error:
+        listener.close()
+        raise Refused(f"{settings.api_host}:{settings.api_port} cannot be listened on: {error.strerror}",
+                      field="STOREBUS_API_PORT", remedy="stop what uses it, or give another port (0: any free)") from None
+    config = uvicorn.Config(application(system, settings, health), log_config=None, lifespan="off", access_log=False,
+                            timeout_graceful_shutdown=3)
+    server = _Server(config)
+    running.run("http", server.serve(sockets=[listener]))
+
+    async def stop() -> None:
+        server.should_exit = True
+        await asyncio.sleep(0.1)
+
+    running.at_stop(stop)
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Nothing: `bootstrap` has them."""
+        yield
+
+
+async def agents(parts: Parts, running: Roles, zone_id: UUID, kinds: tuple[str, ...]) -> None:
+    """The agents of this host, over the shared transport."""
+    for kind in kinds:
+        await _agent(parts.settings, parts.transport, running, zone_id, kind)
+
+
+async def remote_agents(settings: Settings, transport: Transport, running: Roles, kinds: tuple[str, ...]) -> None:
+    """Agents in a process of their own: they know the broker and nothing else."""
+    for kind in kinds:
+        await _agent(settings, transport, running, zone_named(settings.zone), kind)
+
+
+async def _agent(settings: Settings, transport: Transport, running: Roles, zone_id: UUID, kind: str) -> None:
+    makers: dict[str, Callable[..., Any]] = {"storage": _storage, "kvm": _kvm}
+    if kind not in makers:
+        raise Refused(f"no agent is of the kind {kind!r}", field="kind", remedy=f"one of {', '.join(makers)}")
+    name = f"{settings.agent_name or socket.gethostname()}-{kind}"
+    about = await makers[kind](settings, zone_id, name)
+    state_dir = settings.data_dir / "agents" / name
+    key = await asyncio.to_thread(load_or_create_key, state_dir / "agent.key")
+    config = AgentConfig(name=name, zone_id=zone_id, state_dir=state_dir, transfers=settings.transfers,
+                         token=await asyncio.to_thread(agent_token, settings), **about)
+    mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight})
+    runtime = AgentRuntime(config, transport, mover, AgentGrants(name, key, transport))
+    await runtime.start()
+    running.at_stop(runtime.stop)
+
+
+async def _storage(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
+    return {"roles": ("storage",), "providers": tuple(await asyncio.to_thread(providers))}
+
+
+async def _kvm(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
+    missing = qemu.installed() + ([] if libnbd.available() else ["libnbd.so.0"])
+    if missing:
+        raise Refused(f"the KVM agent needs {', '.join(missing)}", field="kind", remedy=f"{qemu.INSTALL} libnbd0")
+    path = (settings.primary_path or settings.data_dir / "primary").absolute()
+    await FolderPrimaryStore(path).prepare()
+    spec = PrimarySpec(id=derive(zone_id, f"primary/{name}/{path}"), name=f"{name}-folder", kind="folder", path=str(path),
+                       zone_id=zone_id, agent=name)
+    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": (spec,)}

@@ -7,6 +7,7 @@ characters are shown, never sent. NO_COLOR is honoured. Refuses to know what the
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -126,7 +127,12 @@ class Output:
             table.add_column(Text(name), overflow="fold" if terminal else "ignore", no_wrap=not terminal)
         for item in items:
             table.add_row(*(Text(plain(item.get(name))) for name in columns))
-        Console(file=self.out, width=None if terminal else PIPE_WIDTH, highlight=False).print(table)
+        if terminal:
+            Console(file=self.out, highlight=False).print(table)
+            return
+        text = io.StringIO()
+        Console(file=text, width=PIPE_WIDTH, highlight=False, color_system=None).print(table)
+        self.out.writelines(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
     def _yaml(self, value: Any) -> None:
         import yaml

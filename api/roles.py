@@ -14,8 +14,6 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import uvicorn
-
 from agents import libnbd, qemu
 from agents.grants import Grants as AgentGrants
 from agents.grants import load_or_create_key
@@ -24,7 +22,8 @@ from agents.mover import Mover
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.runtime import AgentConfig, AgentRuntime
 from api.bootstrap import Parts, Roles, agent_token
-from api.http import application
+from api.edge import Edge
+from api.http import HttpListener
 from api.settings import Settings
 from api.system import System
 from bus.consumer import PartitionConsumer
@@ -118,43 +117,10 @@ async def api(parts: Parts, running: Roles) -> str:
     running.at_stop(views.aclose)
     system = System(parts.store, parts.runtime(), views, parts.vault)
 
-    def health() -> dict[str, str]:
-        said = {name: check() for name, check in running.health.items()}
-        if not parts.transport.healthy:
-            said["transport"] = "RabbitMQ is away: commands are accepted and run when it returns"
-        return {name: reason for name, reason in said.items() if reason}
-
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.api_host, settings.api_port))
-    except OSError as error:
-        listener.close()
-        raise Refused(f"{settings.api_host}:{settings.api_port} cannot be listened on: {error.strerror}",
-                      field="STOREBUS_API_PORT", remedy="stop what uses it, or give another port (0: any free)") from None
-    config = uvicorn.Config(application(system, settings, health), log_config=None, lifespan="off", access_log=False,
-                            timeout_graceful_shutdown=3)
-    server = _Server(config)
-    running.run("http", server.serve(sockets=[listener]))
-
-    async def stop() -> None:
-        server.should_exit = True
-        await asyncio.sleep(0.1)
-
-    running.at_stop(stop)
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
-    return f"http://{host}:{listener.getsockname()[1]}"
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        """Nothing: `bootstrap` has them."""
-        yield
+    listener = HttpListener(Edge(system), host=settings.api_host, port=settings.api_port)
+    url = await listener.start()
+    running.at_stop(listener.aclose)
+    return url
 
 
 async def agents(parts: Parts, running: Roles, zone_id: UUID, kinds: tuple[str, ...]) -> None:

@@ -150,9 +150,13 @@ def _answered(answer: Answer) -> Response:
     return json_response(answer.status, answer.body, answer.error)
 
 
-def make_app(edge: Edge, *, loopback: bool = True, metrics: Metrics | None = None) -> Starlette:
-    """The ASGI application."""
-    counted = metrics or Metrics()
+Checks = Mapping[str, Callable[[], bool]]
+"""Name of a part of this process -> whether it works."""
+
+
+def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None) -> Starlette:
+    """The ASGI application. `checks`: what /readyz asks besides the database."""
+    counted = Metrics()
 
     async def client_api(request: Request) -> Response:
         began = time.monotonic()
@@ -172,7 +176,7 @@ def make_app(edge: Edge, *, loopback: bool = True, metrics: Metrics | None = Non
         return json_response(200, {"live": True})
 
     async def readyz(request: Request) -> Response:
-        yes, checks = await ready(edge.system)
+        yes, checks = await ready(edge.system, checks or {})
         return json_response(200 if yes else 503, {"ready": yes, "checks": checks})
 
     async def scrape(request: Request) -> Response:
@@ -214,10 +218,10 @@ class _Server(uvicorn.Server):
 
 
 class HttpListener:
-    """A listener that answers from `start` until `aclose`. `url` is where."""
+    """A listener that answers from `start` until `aclose`. `url` is where. `checks`: see make_app."""
 
-    def __init__(self, edge: Edge, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._edge, self._host, self._port = edge, host, port
+    def __init__(self, edge: Edge, *, host: str = "127.0.0.1", port: int = 0, checks: Checks | None = None) -> None:
+        self._edge, self._host, self._port, self._checks = edge, host, port, checks
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.url = ""
@@ -227,7 +231,8 @@ class HttpListener:
         listener = _bind(self._host, self._port)
         address = listener.getsockname()
         self.url = f"http://{_reachable(address[0])}:{address[1]}"
-        app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback)
+        app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback,
+                       checks=self._checks)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
                                 limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=int(CLOSE_S),
                                 timeout_keep_alive=30)

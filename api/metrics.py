@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -79,8 +80,17 @@ class Metrics:
         self.overdue.set(sum(1 for each in timers.values() if each.due_at < now))
 
 
-async def ready(system: System) -> tuple[bool, dict[str, str]]:
-    """Whether this process can serve: (yes or no, what was checked -> `ok` or the cause)."""
+async def ready(system: System, checks: Mapping[str, Callable[[], bool]]) -> tuple[bool, dict[str, str]]:
+    """Whether this process can serve: (yes or no, what was checked -> `ok` or the cause).
+
+    `checks`: this process's own parts, such as its consumers; how much waits for them is a metric, not readiness.
+    """
+    said = {name: "ok" if check() else "not ready" for name, check in checks.items()}
+    yes, found = await _database(system)
+    return yes and all(each == "ok" for each in said.values()), {**said, **found}
+
+
+async def _database(system: System) -> tuple[bool, dict[str, str]]:
     began = time.monotonic()
     try:
         async with asyncio.timeout(ASK_S):

@@ -359,6 +359,18 @@ async def test_a_database_that_is_away_is_a_clean_503_and_recovers(api: Api) -> 
         assert answer.status == 200
 
 
+async def test_readiness_asks_this_processs_own_parts(api: Api) -> None:
+    working = True
+    listener = HttpListener(api.edge, checks={"consumers": lambda: working})
+    url = await listener.start()
+    async with api.http.get(f"{url}/readyz") as answer:
+        assert (answer.status, (await answer.json())["checks"]["consumers"]) == (200, "ok")
+    working = False
+    async with api.http.get(f"{url}/readyz") as answer:
+        assert (answer.status, (await answer.json())["checks"]["consumers"]) == (503, "not ready")
+    await listener.aclose()
+
+
 async def test_an_unexpected_error_tells_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*args: Any, **more: Any) -> Any:
         raise RuntimeError("canary-secret")

@@ -176,8 +176,8 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None)
         return json_response(200, {"live": True})
 
     async def readyz(request: Request) -> Response:
-        yes, checks = await ready(edge.system, checks or {})
-        return json_response(200 if yes else 503, {"ready": yes, "checks": checks})
+        yes, found = await ready(edge.system, checks or {})
+        return json_response(200 if yes else 503, {"ready": yes, "checks": found})
 
     async def scrape(request: Request) -> Response:
         return Response(await counted.text(edge.system), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -150,8 +150,8 @@ def _answered(answer: Answer) -> Response:
     return json_response(answer.status, answer.body, answer.error)
 
 
-Checks = Mapping[str, Callable[[], bool]]
-"""Name of a part of this process -> whether it works."""
+Checks = Mapping[str, Callable[[], str]]
+"""Name of a part of this process -> "" when it works, else what is wrong."""
 
 
 def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None) -> Starlette:

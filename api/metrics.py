@@ -80,12 +80,13 @@ class Metrics:
         self.overdue.set(sum(1 for each in timers.values() if each.due_at < now))
 
 
-async def ready(system: System, checks: Mapping[str, Callable[[], bool]]) -> tuple[bool, dict[str, str]]:
+async def ready(system: System, checks: Mapping[str, Callable[[], str]]) -> tuple[bool, dict[str, str]]:
     """Whether this process can serve: (yes or no, what was checked -> `ok` or the cause).
 
-    `checks`: this process's own parts, such as its consumers; how much waits for them is a metric, not readiness.
+    `checks`: this process's own parts, such as its consumers: "" or what is wrong. How much waits for them is a metric,
+    not readiness.
     """
-    said = {name: "ok" if check() else "not ready" for name, check in checks.items()}
+    said = {name: check() or "ok" for name, check in checks.items()}
     yes, found = await _database(system)
     return yes and all(each == "ok" for each in said.values()), {**said, **found}
 

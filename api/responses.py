@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 
 PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
+PROGRESS = ("stage", "bytes", "total", "rate", "eta")
 ENDED = ("completed", "failed", "cancelled")
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -236,7 +237,7 @@ def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[s
         fields |= {"jobresultcode": code, "jobresulttype": "object",
                    "jobresult": {"errorcode": code, "errortext": failure_text(failure)}}
     elif row.get("progress"):
-        fields["progress"] = dict(row["progress"])
+        fields["progress"] = {name: row["progress"][name] for name in PROGRESS if row["progress"].get(name) is not None}
     return fields
 
 

@@ -264,7 +264,8 @@ async def test_progress_and_cancel(api: Api) -> None:
     cloud = api.system.cloud
     await cloud.submissions()
     [order] = await cloud.open_orders()
-    await cloud.store.set_progress(order.work_name, b'{"stage":"download","bytes":30,"total":120,"rate":10,"eta":9}')
+    await cloud.store.set_progress(order.work_name, 
+        b'{"stage":"download","bytes":30,"total":120,"rate":10,"eta":9,"agent":"host-1"}')
     job = await api.ok("queryAsyncJobResult", jobid=template["jobid"])
     assert (job["jobstatus"], job["jobprocstatus"], job["jobresultcode"]) == (0, 25, 0)
     assert job["progress"] == {"stage": "download", "bytes": 30, "total": 120, "rate": 10, "eta": 9}
@@ -360,14 +361,14 @@ async def test_a_database_that_is_away_is_a_clean_503_and_recovers(api: Api) -> 
 
 
 async def test_readiness_asks_this_processs_own_parts(api: Api) -> None:
-    working = True
-    listener = HttpListener(api.edge, checks={"consumers": lambda: working})
+    wrong = ""
+    listener = HttpListener(api.edge, checks={"consumers": lambda: wrong})
     url = await listener.start()
     async with api.http.get(f"{url}/readyz") as answer:
         assert (answer.status, (await answer.json())["checks"]["consumers"]) == (200, "ok")
-    working = False
+    wrong = "no consumer"
     async with api.http.get(f"{url}/readyz") as answer:
-        assert (answer.status, (await answer.json())["checks"]["consumers"]) == (503, "not ready")
+        assert (answer.status, (await answer.json())["checks"]["consumers"]) == (503, "no consumer")
     await listener.aclose()
 
 

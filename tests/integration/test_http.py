@@ -264,7 +264,7 @@ async def test_progress_and_cancel(api: Api) -> None:
     cloud = api.system.cloud
     await cloud.submissions()
     [order] = await cloud.open_orders()
-    await cloud.store.set_progress(order.work_name, 
+    await cloud.store.set_progress(order.work_name,
         b'{"stage":"download","bytes":30,"total":120,"rate":10,"eta":9,"agent":"host-1"}')
     job = await api.ok("queryAsyncJobResult", jobid=template["jobid"])
     assert (job["jobstatus"], job["jobprocstatus"], job["jobresultcode"]) == (0, 25, 0)

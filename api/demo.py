@@ -27,10 +27,10 @@ from api import demo_checks
 from api.demo_image import build_image, serve
 from api.demo_s3 import SeaweedFS, start_seaweedfs
 from bus.installation import read_installation
-from schema.failure import WorkFailed
+from schema.failure import Failed, WorkFailed
 
 BUCKET = "storebus-demo"
-SLOW = 2 << 20
+SLOW = 12 << 20
 """Bytes a second of the transfer that is cancelled halfway."""
 
 
@@ -44,6 +44,7 @@ class Demo:
     """A command run before the checks, with DEMO_* in its environment: to damage something and see it found."""
     console: Console = field(default_factory=lambda: Console(stderr=False, highlight=False))
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="storebus-demo-")))
+    """Its own folder; others may walk through it, since the database runs as another user."""
     api: str = ""
     started: float = field(default_factory=time.monotonic)
 
@@ -54,11 +55,12 @@ class Demo:
     async def run(self) -> int:
         """The story; 0 when every check held."""
         try:
+            self.base.chmod(0o711)
             async with contextlib.AsyncExitStack() as stack:
                 await self._story(stack)
             self.say("[bold green]everything held[/bold green]")
             return 0
-        except (WorkFailed, demo_checks.Damaged) as wrong:
+        except (Failed, demo_checks.Damaged) as wrong:
             self.console.print(f"[bold red]demo failed:[/bold red] {wrong}", soft_wrap=True)
             return 1
         finally:
@@ -178,7 +180,8 @@ class Demo:
     async def _follow(self, command: str, job_id: str, *, until: float = 2.0) -> dict[str, Any]:
         columns = (TextColumn("        {task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
                    TransferSpeedColumn())
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with Progress(*columns, console=self.console, transient=True,
+                      disable=not self.console.is_terminal) as bars:
             bar = bars.add_task(command, total=None)
             for _ in range(1200):
                 job = await self._call("queryAsyncJobResult", jobid=job_id)
@@ -210,7 +213,7 @@ class Demo:
     async def _path(self, volume: str) -> Path:
         found = (await self._call("listVolumes", id=volume))["volume"][0]
         pool = (await self._call("listStoragePools", id=found["storageid"]))["storagepool"][0]
-        return Path(pool["path"]) / found["path"]
+        return Path(str(pool["path"])) / str(found["path"])
 
     async def _zone(self) -> str:
         return str((await self._call("listZones"))["zone"][0]["id"])

@@ -125,7 +125,7 @@ async def serve(path: Path, *, slow: int) -> AsyncIterator[WebServer]:
     async def slowly(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(size)})
         await response.prepare(request)
-        with path.open("rb") as file:
+        with path.open("rb") as file, contextlib.suppress(ConnectionError):  # the cancelled transfer hangs up
             while chunk := await asyncio.to_thread(file.read, slow // 8):
                 await response.write(chunk)
                 await asyncio.sleep(0.125)

@@ -243,8 +243,9 @@ class EventStore(Protocol):
     async def timers(self) -> dict[str, DueTimer]:
         """Every timer that is set."""
 
-    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
-        """Take or renew the lease; None while somebody else has it. Same holder keeps its fence."""
+    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float, steal: bool = False) -> Lease | None:
+        """Take or renew the lease; None while somebody else has it. Same holder keeps its fence. `steal` takes it from
+        whoever has it, who then finds its fence refused."""
 
     async def release_lease(self, lease: Lease) -> None:
         """Give it back at once (a clean stop)."""

@@ -203,11 +203,11 @@ class MemoryEventStore:
         """See EventStore."""
         return dict(self._timers)
 
-    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float, steal: bool = False) -> Lease | None:
         """See EventStore."""
         now = datetime.now(UTC)
         known = self._leases.get(name)
-        if known is not None and known[0].holder != holder and known[1] > now:
+        if known is not None and known[0].holder != holder and known[1] > now and not steal:
             return None
         if known is None or known[0].holder != holder:
             self._fences[name] = self._fences.get(name, 0) + 1

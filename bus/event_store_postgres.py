@@ -269,9 +269,9 @@ class PostgresEventStore:
         """See EventStore."""
         return {row["id"]: DueTimer(**dict(row)) for row in await self._fetch("timers")}
 
-    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+    async def acquire_lease(self, name: str, holder: str, *, ttl_s: float, steal: bool = False) -> Lease | None:
         """See EventStore."""
-        fence = (await self._fetch("acquire_lease", name, holder, ttl_s))[0][0]
+        fence = (await self._fetch("acquire_lease", name, holder, ttl_s, steal))[0][0]
         return None if fence is None else Lease(name=name, holder=holder, fence=fence)
 
     async def release_lease(self, lease: Lease) -> None:

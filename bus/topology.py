@@ -13,8 +13,9 @@ from bus.transport import Address
 from schema.ids import PARTITIONS
 
 COMMANDS, WORK, ORDERS, EVENTS = "storebus.commands", "storebus.work", "storebus.orders", "storebus.events"
-PROGRESS, DEAD = "storebus.progress", "storebus.dead"
-EXCHANGES = {COMMANDS: "topic", WORK: "direct", ORDERS: "direct", EVENTS: "topic", PROGRESS: "fanout", DEAD: "fanout"}
+PROGRESS, DEAD, LOST = "storebus.progress", "storebus.dead", "storebus.lost"
+EXCHANGES = {COMMANDS: "topic", WORK: "direct", ORDERS: "direct", EVENTS: "topic", PROGRESS: "fanout", DEAD: "fanout",
+             LOST: "fanout"}
 """Name -> type; all durable."""
 
 QUORUM: dict[str, Any] = {
@@ -27,8 +28,15 @@ QUORUM: dict[str, Any] = {
     "x-overflow": "reject-publish",
 }
 SINGLE: dict[str, Any] = QUORUM | {"x-single-active-consumer": True}
-SUBSCRIBER: dict[str, Any] = {"x-max-length": 10_000, "x-overflow": "drop-head", "x-queue-type": "classic"}
-"""A foreign subscriber never stops the relay: it loses the oldest, and replays."""
+SUBSCRIBER: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head",
+                              "x-dead-letter-exchange": LOST}
+"""A subscriber never stops the relay: it loses the oldest, which are counted, and replays."""
+COUNTER: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 100_000, "x-overflow": "drop-head"}
+"""What subscribers lost: its depth is the count, up to its bound."""
+WATCHER: dict[str, Any] = {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head"}
+"""Progress: only the last values matter."""
+TRANSIENT = ("progress", "call", "reply")
+"""Kinds whose messages need not survive the broker."""
 TARGET: dict[str, Any] = {"x-queue-type": "classic", "x-expires": 24 * 3600 * 1000}
 
 
@@ -53,6 +61,7 @@ def standing() -> list[Queue]:
         *parts,
         Queue(name=f"{COMMANDS}.in", arguments=QUORUM, exchange=COMMANDS, key="#"),
         Queue(name=DEAD, arguments={"x-queue-type": "quorum"}, exchange=DEAD),
+        Queue(name=LOST, arguments=COUNTER, exchange=LOST),
     ]
 
 
@@ -67,14 +76,17 @@ def source(address: Address, unique: str) -> Queue:
             return Queue(name=f"{COMMANDS}.in", arguments=QUORUM, exchange=COMMANDS, key="#")
         case "dead":
             return Queue(name=DEAD, arguments={"x-queue-type": "quorum"}, exchange=DEAD)
+        case "lost":
+            return Queue(name=LOST, arguments=COUNTER, exchange=LOST)
         case "events":
             return Queue(name=f"storebus.subscriber.{unique}", arguments=SUBSCRIBER, exchange=EVENTS, key=address.name,
                          durable=False, exclusive=True, auto_delete=True)
         case "progress":
-            return Queue(name=f"storebus.watcher.{unique}", arguments=SUBSCRIBER, exchange=PROGRESS, durable=False,
+            return Queue(name=f"storebus.watcher.{unique}", arguments=WATCHER, exchange=PROGRESS, durable=False,
                          exclusive=True, auto_delete=True)
         case "call":
-            return Queue(name=f"storebus.call.{address.name}", durable=False, auto_delete=True)
+            # Durable, because RabbitMQ 4 phases out transient queues that are not exclusive; its messages are transient.
+            return Queue(name=f"storebus.call.{address.name}", arguments={"x-queue-type": "classic"}, auto_delete=True)
         case "reply":
             return Queue(name=f"storebus.reply.{address.name}", durable=False, exclusive=True, auto_delete=True)
         case _:

@@ -21,7 +21,7 @@ class Address:
     """Where to publish, or what to consume. Made by the functions below."""
 
     kind: str
-    """work, agent, commands, events, progress, queue, call, reply, dead"""
+    """work, agent, commands, events, progress, queue, call, reply, dead, lost"""
     name: str = ""
 
 
@@ -68,6 +68,11 @@ def reply(name: str) -> Address:
 def dead() -> Address:
     """Dead letters of the broker: over the delivery limit."""
     return Address("dead")
+
+
+def lost() -> Address:
+    """What full subscriber queues dropped; its depth is the count (bounded)."""
+    return Address("lost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

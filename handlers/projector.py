@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any
+from uuid import uuid4
 
-from bus.errors import LogBroken, StoreAway
+from bus.errors import Conflict, LogBroken, StoreAway
 from bus.event_store import Checkpoint, EventStore, LogRow, pages
 from bus.read_model import Change, ReadModel
 from handlers.projections import changes
@@ -38,6 +39,9 @@ class Projector:
                     await asyncio.sleep(1.0)
                     continue
                 await self._follow(lease.fence)
+            except Conflict:
+                log.info("another process projects now", extra={"action": "projector_yields"})
+                await asyncio.sleep(1.0)
             except StoreAway as away:
                 log.warning("the projector waits for Postgres: %s", away, extra={"action": "projector_waits"})
                 await asyncio.sleep(1.0)
@@ -80,14 +84,10 @@ def fold(rows: list[LogRow]) -> list[Change]:
 async def rebuild(store: EventStore, model: ReadModel) -> int:
     """Empty the read tables and fold the whole log into them again. Returns the position reached.
 
-    The projector's lease keeps a running one out; it goes on from the new checkpoint."""
-    for _ in range(60):
-        lease = await store.acquire_lease(NAME, "rebuild", ttl_s=3600)
-        if lease is not None:
-            break
-        await asyncio.sleep(0.5)
-    else:
-        raise StoreAway("the projector does not give its lease back", remedy="stop the log role and try again")
+    A running projector loses its lease to this and goes on from the new checkpoint afterwards. What it was just writing
+    is newer than anything written here, and is written here again."""
+    lease = await store.acquire_lease(NAME, f"rebuild-{uuid4()}", ttl_s=3600, steal=True)
+    assert lease is not None
     try:
         await model.clear()
         at = 0

@@ -45,7 +45,7 @@ SELECT id, key, type, payload, due_at FROM es.due_timers($1, $2, $3)
 -- name: timers
 SELECT id, key, type, payload, due_at FROM es.timer
 -- name: acquire_lease
-SELECT es.acquire_lease($1, $2, $3)
+SELECT es.acquire_lease($1, $2, $3, $4)
 -- name: release_lease
 SELECT es.release_lease($1, $2, $3)
 -- name: beat

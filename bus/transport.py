@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from bus.errors import Unroutable
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -87,6 +89,18 @@ class WireMessage:
     expiration_s: float | None = None
     routing_key: str = ""
     """As received."""
+
+
+KEY_MAX, HEADERS_MAX = 200, 64 * 1024
+"""Bytes of an address's name, and of all headers: AMQP carries each in one piece."""
+
+
+def check_fits(to: Address, message: WireMessage) -> None:
+    """Raises Unroutable for what no broker could carry; it would take the connection down and harm others."""
+    if len(to.name.encode()) > KEY_MAX:
+        raise Unroutable(f"the name of an address has at most {KEY_MAX} bytes", field="name")
+    if sum(map(len, message.headers.values())) > HEADERS_MAX:
+        raise Unroutable(f"the headers of a message have at most {HEADERS_MAX} bytes", field="headers")
 
 
 @dataclass(slots=True)

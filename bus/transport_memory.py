@@ -16,15 +16,13 @@ from itertools import count
 
 from bus.errors import BrokerAway, PublishUnknown, Unroutable
 from bus.patterns import matches
-from bus.transport import Address, Consumer, Delivery, OnDelivery, WireMessage
+from bus.transport import Address, Consumer, Delivery, OnDelivery, WireMessage, check_fits
 
 DELIVERY_LIMIT = 1000
 EVENTS_MAX = 10_000
 """Messages that a subscriber of events may lag behind; older ones are dropped and counted."""
 QUEUE_MAX = 200_000
 """Messages that any other queue may hold; beyond, a publish is refused for now."""
-KEY_MAX, HEADERS_MAX = 240, 64 * 1024
-"""Bytes of an address and of all headers: what AMQP carries in one frame."""
 SINGLE_ACTIVE = ("work", "agent")
 BOUNDED = ("events", "progress")
 """Each consumer has a queue of its own, which drops its oldest."""
@@ -193,8 +191,7 @@ class MemoryTransport:
         """See Transport."""
         if not self._open:
             raise BrokerAway("the transport is closed")
-        if len(to.name.encode()) > KEY_MAX or sum(map(len, message.headers.values())) > HEADERS_MAX:
-            raise Unroutable("the headers or the routing key are too long")
+        check_fits(to, message)
         routed = replace(message, routing_key=to.name)
         expires = None
         if message.expiration_s is not None:

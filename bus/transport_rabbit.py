@@ -22,7 +22,7 @@ from bus import topology
 from bus.errors import BrokerAway, PublishUnknown, Unroutable
 from bus.rabbit_consumer import RabbitConsumer
 from bus.rabbit_link import AWAY, Link, declare, declare_exchanges, declare_standing, ours
-from bus.transport import Address, Consumer, OnDelivery, WireMessage
+from bus.transport import Address, Consumer, OnDelivery, WireMessage, check_fits
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ BLOCKED_S = 5.0
 START_S = 10.0
 CLOSE_S = 5.0
 CANARY_S = 30.0
-HEADERS_MAX = 64 * 1024
-"""Bytes of all headers: they travel in one frame, and a frame that is too large ends the connection."""
 
 
 class _Lane:
@@ -138,6 +136,7 @@ class RabbitTransport:
 
     async def publish(self, to: Address, message: WireMessage) -> None:
         """See Transport."""
+        check_fits(to, message)
         try:
             await self._send(to, message)
         except Unroutable:
@@ -156,8 +155,6 @@ class RabbitTransport:
                            transient: bool) -> None:
         if not self._started or not self.publishing.ready.is_set():
             raise self._away() if self._started else BrokerAway("the transport was not started")
-        if len(key.encode()) > 255 or sum(map(len, message.headers.values())) > HEADERS_MAX:
-            raise Unroutable("the headers or the routing key are too long")
         properties = Basic.Properties(
             content_type="application/json", delivery_mode=1 if transient else 2, headers=dict(message.headers),
             message_id=uuid4().hex,  # new for each attempt: returned messages are matched by it

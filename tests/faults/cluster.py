@@ -1,0 +1,205 @@
+"""A whole installation as separate processes on real servers, killed and restarted by tests; and its checkers.
+
+Roles are started exactly as an operator starts them (`python -m api.cli serve ...`). Nothing here reaches into a role: it
+is driven over HTTP and looked at from outside (database, bucket, folder).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+
+from api.demo_s3 import SeaweedFS
+from api.verify import verify_all
+from tests.services.postgres import TestServer, fresh_database
+from tests.services.rabbitmq import RabbitMQ
+
+ROLES = ("api", "handlers", "log", "storage", "kvm")
+END_S = 90.0
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@dataclass
+class Cluster:
+    """One installation."""
+
+    rabbit: RabbitMQ
+    dsn: str
+    s3: SeaweedFS
+    base: Path
+    bucket: str = "storebus"
+    allow: str = ""
+    port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    kills: dict[str, int] = field(default_factory=dict)
+    busy_kills: dict[str, int] = field(default_factory=dict)
+
+    def start(self, role: str, failpoints: str = "") -> None:
+        """Start one role."""
+        environment = os.environ | {
+            "STOREBUS_AMQP_URL": self.rabbit.url, "STOREBUS_DATABASE_URL": self.dsn, "STOREBUS_DATA_DIR": str(self.base / "data"),
+            "STOREBUS_API_PORT": str(self.port), "STOREBUS_FAILPOINTS": failpoints, "STOREBUS_AGENT_NAME": "host",
+            "STOREBUS_DOWNLOAD_ALLOW": self.allow, "STOREBUS_PRIMARY_PATH": str(self.base / "primary"),
+        }
+        serve = ["agent", "--role", role] if role in ("storage", "kvm") else [role]
+        with (self.base / f"{role}.log").open("ab") as log:
+            self.processes[role] = subprocess.Popen(
+                [sys.executable, "-m", "api.cli", "serve", *serve], env=environment, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def kill(self, role: str) -> None:
+        """SIGKILL one role's process; its children die with it by themselves."""
+        process = self.processes[role]
+        process.kill()
+        process.wait()
+        self.kills[role] = self.kills.get(role, 0) + 1
+
+    async def ready(self) -> None:
+        """Wait until every part answers and the agents have announced themselves."""
+        end = time.monotonic() + 60
+        last: Any = None
+        while time.monotonic() < end:
+            try:
+                if (await self.call("listStorageProviders", type="image")) and (await self.call("listStoragePools")):
+                    return
+            except (aiohttp.ClientError, AssertionError) as error:
+                last = error
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"the roles are not ready: {last}; {self.logs()}")
+
+    def logs(self) -> str:
+        """The end of every role's log."""
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.base.glob("*.log")))
+
+    async def call(self, command: str, **parameters: Any) -> dict[str, Any]:
+        """One API call. Raises AssertionError with the API's own words."""
+        form = {"command": command, "response": "json"} | {name: str(value) for name, value in parameters.items()}
+        async with aiohttp.ClientSession() as http, http.post(f"http://127.0.0.1:{self.port}/client/api", data=form) as answer:
+            body: dict[str, Any] = await answer.json(content_type=None)
+        inner: dict[str, Any] = next(iter(body.values()))
+        assert "errorcode" not in inner, f"{command}: {inner}"
+        return inner
+
+    async def persist(self, command: str, **parameters: Any) -> dict[str, Any]:
+        """Call until the API answers (it may just be dead). A refusal is raised at once."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return await self.call(command, **parameters)
+            except (aiohttp.ClientError, OSError):
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def end(self, job: str, timeout_s: float = END_S) -> dict[str, Any]:
+        """The job's result once it has ended."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            found = await self.persist("queryAsyncJobResult", jobid=job)
+            if found["jobstatus"] != 0:
+                return found
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"job {job} has not ended after {timeout_s} s: {found}; {self.logs()}")
+
+    async def add_store(self) -> str:
+        """The S3 server as image store; its id."""
+        details = {"accesskey": self.s3.access_key, "secretkey": self.s3.secret_key, "endpoint": self.s3.endpoint,
+                   "bucket": self.bucket}
+        pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items())
+                 for part, value in (("key", key), ("value", text))}
+        return str((await self.call("addImageStore", name="objects", provider="S3", url=self.s3.endpoint, **pairs))["imagestore"]["id"])
+
+    # --- checkers -----------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """The invariants: each job one end, the log whole, the store and the folder hold exactly what the tables name."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch(
+                "SELECT stream, count(*) FILTER (WHERE type IN ('job.completed', 'job.failed', 'job.cancelled')) AS ends "
+                "FROM es.event WHERE stream LIKE 'job-%' GROUP BY stream")
+            wrong = [(row["stream"], row["ends"]) for row in rows if row["ends"] != 1]
+            assert not wrong, f"jobs with other than one end: {wrong}"
+            findings = await verify_all(self.dsn)
+            assert not findings, findings
+            keys = {row["key"] for row in await connection.fetch(
+                "SELECT key FROM read.template_store_ref UNION SELECT key FROM read.snapshot_store_ref")}
+            names = {row["path"] for row in await connection.fetch("SELECT path FROM read.volume WHERE state = 'Ready'")}
+            assert await connection.fetchval("SELECT count(*) FROM es.timer") == 0
+        finally:
+            await connection.close()
+        wanted = keys | {f"{key}.manifest.json" for key in keys}
+        assert await asyncio.to_thread(self.objects) == wanted
+        assert {path.name for path in (self.base / "primary").iterdir()} == names
+
+    def objects(self) -> set[str]:
+        """Every key in the bucket; unfinished uploads are named as such."""
+        with contextlib.closing(self.s3.client()) as client:
+            found = {item["Key"] for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+                     for item in page.get("Contents", [])}
+            uploads = client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+        return found | {f"unfinished {upload['Key']}" for upload in uploads}
+
+    async def outstanding(self) -> dict[str, int]:
+        """Orders without an end by agent kind, and commands not started: what a killed role was holding."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch("SELECT step, status FROM read.job WHERE completed IS NULL")
+        finally:
+            await connection.close()
+        return {"open": len(rows)}
+
+    def stop(self) -> None:
+        """End every role."""
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "") -> AsyncIterator[Cluster]:
+    """A fresh installation with all roles running, on a fresh database, a fresh bucket and a wiped broker."""
+    base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
+    bucket = f"sb{secrets.token_hex(6)}"
+    await asyncio.to_thread(s3.create_bucket, bucket)
+    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, bucket=bucket, allow=allow)
+    try:
+        for role in ROLES:
+            cluster.start(role)
+        await cluster.ready()
+        yield cluster
+    except BaseException:
+        sys.stderr.write(cluster.logs()[-8000:])
+        raise
+    finally:
+        cluster.stop()
+
+
+def dump(value: Any) -> str:
+    """For messages of failed checks."""
+    return json.dumps(value, indent=1, default=str)[:4000]

@@ -100,6 +100,7 @@ async def _database(settings: Settings) -> Finding:
     import asyncpg
 
     from bus.migrate import migrations
+    from bus.sql import query
 
     where = await asyncio.to_thread(dsn, settings)
     try:
@@ -107,12 +108,13 @@ async def _database(settings: Settings) -> Finding:
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         return Finding("fault", f"it does not answer: {error}", "start it, or check STOREBUS_DATABASE_URL")
     try:
-        version = await connection.fetchval("SHOW server_version")
-        safe = [name for name in ("fsync", "synchronous_commit", "full_page_writes")
-                if await connection.fetchval(f"SHOW {name}") == "off"]
-        if await connection.fetchval("SELECT to_regclass('public.storebus_migration')") is None:
+        server = await connection.fetchrow(query("doctor_server"))
+        assert server is not None
+        version = server["version"]
+        unsafe = [name for name in ("fsync", "synchronous_commit", "full_page_writes") if server[name] == "off"]
+        if not server["migrated"]:
             return Finding("fault", f"PostgreSQL {version}, not migrated", "storebus migrate")
-        known = {row["name"]: row["checksum"] for row in await connection.fetch("TABLE storebus_migration")}
+        known = {row["name"]: row["checksum"] for row in await connection.fetch(query("doctor_migrations"))}
     finally:
         await connection.close()
     steps = {step.name: step.checksum for step in migrations()}
@@ -121,8 +123,8 @@ async def _database(settings: Settings) -> Finding:
                        "storebus migrate")
     if known != steps:
         return Finding("fault", f"PostgreSQL {version}, migrated by another version", "run the version that migrated it")
-    if safe:
-        return Finding("fault", f"PostgreSQL {version} with {', '.join(safe)} off: a crash loses what was accepted",
+    if unsafe:
+        return Finding("fault", f"PostgreSQL {version} with {', '.join(unsafe)} off: a crash loses what was accepted",
                        "switch it on in postgresql.conf")
     return Finding("ok", f"PostgreSQL {version}, {len(known)} migrations")
 

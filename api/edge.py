@@ -92,6 +92,12 @@ class Answer:
     """The command's name; empty when there is no such command."""
     error: str = ""
 
+    @property
+    def worth_a_line(self) -> bool:
+        """Whether the log tells of it: what was refused, and what changes something. Polling and lists are metrics."""
+        known = registry.BY_NAME.get(self.command.lower())
+        return bool(self.error) or (known is not None and known.command is not None)
+
 
 class Edge:
     """One installation as its callers see it."""
@@ -138,10 +144,11 @@ class Edge:
     # --- commands ---
 
     async def _write(self, command: ApiCommand, values: dict[str, Any], principal: str) -> dict[str, Any]:
-        job_id = values.pop("customjobid", None) or uuid4()
+        given = values.pop("customjobid", None)
+        job_id = given or uuid4()
         message = command.build(values, job_id)
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
-        if await self.system.job(job_id) is None:
+        if given is None or await self.system.job(job_id) is None:
             await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id)
         message = await self.system.seal_secrets(message, job_id)
         if command.now:

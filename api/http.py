@@ -168,8 +168,8 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None)
             answer = refusal(failed.failure)
         seconds = time.monotonic() - began
         counted.answered(answer.command, answer.status, seconds)
-        log.info("%s %d", answer.command or "unknown", answer.status, extra={
-            "action": "request", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
+        log.log(logging.INFO if answer.worth_a_line else logging.DEBUG, "answered", extra={
+            "action": "answered", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
         return _answered(answer)
 
     async def livez(request: Request) -> Response:

@@ -82,3 +82,9 @@ SELECT position, stream, version, type, effects, hash,
 FROM (SELECT * FROM es.event WHERE position > $1 ORDER BY position LIMIT $3) AS page ORDER BY position
 -- name: stream_heads
 SELECT name, version FROM es.stream
+-- name: doctor_server
+SELECT current_setting('server_version') AS version, to_regclass('public.storebus_migration') IS NOT NULL AS migrated,
+       current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS synchronous_commit,
+       current_setting('full_page_writes') AS full_page_writes
+-- name: doctor_migrations
+SELECT name, checksum FROM public.storebus_migration

@@ -117,7 +117,7 @@ async def api(parts: Parts, running: Roles) -> str:
     running.at_stop(views.aclose)
     system = System(parts.store, parts.runtime(), views, parts.vault)
 
-    listener = HttpListener(Edge(system), host=settings.api_host, port=settings.api_port)
+    listener = HttpListener(Edge(system), host=settings.api_host, port=settings.api_port, checks=running.health)
     url = await listener.start()
     running.at_stop(listener.aclose)
     return url

@@ -19,7 +19,7 @@ from handlers.projections import changes
 log = logging.getLogger(__name__)
 
 NAME = "projector"
-TTL_S = 10.0
+TTL_S = 5.0
 PAGE = 2000
 
 

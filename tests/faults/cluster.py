@@ -187,6 +187,7 @@ async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allo
     base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)
+    await asyncio.to_thread(_warm, s3, bucket)
     cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, bucket=bucket, allow=allow)
     try:
         for role in ROLES:
@@ -198,6 +199,27 @@ async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allo
         raise
     finally:
         cluster.stop()
+        await asyncio.to_thread(_drop_bucket, s3, bucket)
+
+
+def _drop_bucket(s3: SeaweedFS, bucket: str) -> None:
+    """The server grows volumes for each bucket and has a bounded number of them."""
+    with contextlib.closing(s3.client()) as client:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for item in page.get("Contents", []):
+                client.delete_object(Bucket=bucket, Key=item["Key"])
+        client.delete_bucket(Bucket=bucket)
+
+
+def _warm(s3: SeaweedFS, bucket: str) -> None:
+    """The first writes into a new bucket fail while the server grows volumes for it."""
+    with contextlib.closing(s3.client()) as client:
+        for _ in range(50):
+            with contextlib.suppress(Exception):
+                client.put_object(Bucket=bucket, Key="warm", Body=b"x")
+                client.delete_object(Bucket=bucket, Key="warm")
+                return
+            time.sleep(0.2)
 
 
 def dump(value: Any) -> str:

@@ -1,44 +1,43 @@
 # The whole life of this repository in a few words. Every target does its own set-up; a second run starts at once.
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench soak asyncapi setup clean
-PY := .venv/bin/python
-# mkfs.ext4 and e2fsck live where not everybody's PATH reaches.
-export PATH := $(PATH):/usr/sbin:/sbin
+BIN := .venv/bin
 IMAGE ?=
+TESTS ?= tests
 N ?= 100
 SEED ?= 1
 
 help: ## what can be said here
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
-
-setup: ## everything that tests need, and nothing run
-	@scripts/setup test
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 demo: ## a real disk image the whole way, checked at each turn (IMAGE= any path or URL)
 	@scripts/setup demo
-	@.venv/bin/storebus demo $(if $(IMAGE),--image "$(IMAGE)")
+	@$(BIN)/storebus demo $(if $(IMAGE),--image "$(IMAGE)")
 
-test: ## all tests at small counts, against real servers (at most 12 minutes)
+test: ## all tests at small counts, against real servers: at most 12 minutes (TESTS= a path)
 	@scripts/setup test
-	@$(PY) -m pytest
-
-soak: ## the same tests at large counts: N= jobs, SEED=
-	@scripts/setup test
-	@STOREBUS_SOAK_N=$(N) STOREBUS_SEED=$(SEED) $(PY) -m pytest --timeout 3600
+	@$(BIN)/python -m pytest $(TESTS)
 
 check: ## lint, types, layers
 	@scripts/setup check
-	@.venv/bin/ruff check .
-	@.venv/bin/mypy
-	@.venv/bin/lint-imports
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
-bench: ## measured against peers, each in the same run (at most 10 minutes)
+bench: ## measured against peers, each in the same run: at most 10 minutes
 	@scripts/setup bench
-	@$(PY) -m bench
+	@$(BIN)/python -m bench
 
-asyncapi: ## the AsyncAPI document again, after a change of a message
+soak: ## the same tests at large counts (N= jobs, SEED=, TESTS=)
+	@scripts/setup test
+	@STOREBUS_SOAK_N="$(N)" STOREBUS_SEED="$(SEED)" $(BIN)/python -m pytest $(TESTS) --timeout 7200
+
+asyncapi: ## the AsyncAPI document again, after a message has changed
 	@scripts/setup check
-	@$(PY) -m api.asyncapi > docs/reference/asyncapi.json
+	@$(BIN)/python -m api.asyncapi > docs/reference/asyncapi.json
 
-clean: ## forget the environment
+setup: ## what the tests need, and nothing run
+	@scripts/setup test
+
+clean: ## forget the virtual environment and the caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

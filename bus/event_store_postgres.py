@@ -22,7 +22,6 @@ import asyncpg
 from bus.append_batcher import AppendBatcher, Outcome
 from bus.errors import AppendUnknown, ClaimTaken, Conflict, CounterFull, LogBroken, StoreAway
 from bus.event_store import (
-    NO_STREAM,
     Appended,
     AppendRequest,
     Checkpoint,
@@ -430,20 +429,22 @@ def _extra(batch: list[AppendRequest]) -> str | None:
 
 
 def _arguments(batch: list[AppendRequest]) -> list[Any]:
-    expected: list[tuple[str, int, int, bool]] = []
+    """The batch as the arrays that es.append takes. Raises KeyError for a row whose stream is not among the expected."""
+    requests: list[int] = []
+    names: list[str] = []
+    versions: list[int] = []
     rows: list[tuple[Any, ...]] = []
     for number, request in enumerate(batch):
-        written = {row.stream for row in request.rows}
-        versions = dict(request.expected)
-        expected.extend((name, number, version, name in written) for name, version in versions.items())
+        index = {}
+        for name, version in request.expected.items():
+            names.append(name)
+            requests.append(number)
+            versions.append(version)
+            index[name] = len(names)
         effects = _effects(request)
         for row in request.rows:
-            version = versions.get(row.stream, NO_STREAM) + 1
-            versions[row.stream] = version
-            rows.append((number, row.stream, version, row.kind, row.type, row.type_version, row.id, row.key, row.address,
-                         row.tenant, row.correlation, row.causation, row.payload, row.meta, effects))
+            rows.append((index[row.stream], row.kind, row.type, row.type_version, row.id, row.key, row.address, row.tenant,
+                         row.correlation, row.causation, row.payload, row.meta, effects))
             effects = b""
-    expected.sort()
-    names = [[e[1] for e in expected], [e[0] for e in expected], [e[2] for e in expected], [e[3] for e in expected]]
-    columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(15)]
-    return [*names, *columns, _extra(batch)]
+    columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(13)]
+    return [requests, names, versions, *columns, _extra(batch)]

@@ -1,7 +1,7 @@
 -- Named queries of the event store. A block begins with `-- name: <name>` and ends at the next one.
 
 -- name: append
-SELECT base, failed FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20::jsonb)
+SELECT base, failed FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb)
 -- name: notify
 SELECT pg_notify('storebus_log', '')
 -- name: read_stream
@@ -77,8 +77,9 @@ SELECT es.drop_secret($1)
 SELECT es.make_partitions()
 -- name: verify_page
 SELECT position, stream, version, type, effects, hash,
-       hash = es.link(coalesce(lag(hash) OVER (ORDER BY position), $2), position, stream, version, kind, type, type_version,
-                      id, key, address, tenant, correlation, causation, recorded_at, payload, meta, effects) AS linked
+       hash = es.link(coalesce(lag(hash) OVER (ORDER BY position), $2), position, (extract(epoch FROM recorded_at) * 1000000)::bigint,
+                      es.body(stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation,
+                              payload, meta, effects)) AS linked
 FROM (SELECT * FROM es.event WHERE position > $1 ORDER BY position LIMIT $3) AS page ORDER BY position
 -- name: stream_heads
 SELECT name, version FROM es.stream

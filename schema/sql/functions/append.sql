@@ -1,36 +1,43 @@
 -- es.append: the one write transaction of the log. A batch of requests, each all-or-nothing; one that loses a race does
 -- not fail the others.
 --
--- s_*  expected streams: request, name, version, whether the request writes it; each name once in a batch
--- e_*  rows in log order: request, and the columns; versions follow from the expected ones
+-- s_*    expected streams: request (0, 1, ...), name, version; each name once in a batch, written or not
+-- e_*    rows in log order, requests together: e_s is the row's stream as an index into s_*; versions follow from it
 -- extra  [{req, take: [[name, value, holder]], release: [[name, holder]], counters: [[name, delta, ceiling, lift]],
 --         timers: [[id, after_s, key, type, payload hex]], clear: [id]}] for the requests that have any of it
+-- base   the head before this append: the rows of the requests that did not fail follow it, in their order
+-- failed [{req, what: stream | claim | counter, name, actual, ...}]
 --
--- Order of locks: streams sorted, claims, counters, and last the log's advisory lock, held to the commit. Only then, in a
--- new statement (READ COMMITTED: a new snapshot), the head is read and dense positions are given.
+-- Order of locks: streams sorted, claims, counters, timers, and last the log's advisory lock, held to the commit. Only then,
+-- in a new statement (READ COMMITTED: a new snapshot), the head is read and dense positions are given.
 CREATE OR REPLACE FUNCTION es.append(
-    s_req int[], s_name text[], s_version int[], s_write boolean[],
-    e_req int[], e_stream text[], e_version int[], e_kind text[], e_type text[], e_type_version int[], e_id uuid[],
-    e_key text[], e_address text[], e_tenant text[], e_correlation uuid[], e_causation uuid[], e_payload bytea[],
-    e_meta bytea[], e_effects bytea[], extra jsonb,
-    OUT base bigint, OUT failed jsonb)
+    s_req int[], s_name text[], s_version int[],
+    e_s int[], e_kind text[], e_type text[], e_type_version int[], e_id uuid[], e_key text[], e_address text[],
+    e_tenant text[], e_correlation uuid[], e_causation uuid[], e_payload bytea[], e_meta bytea[], e_effects bytea[],
+    extra jsonb, OUT base bigint, OUT failed jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    bad int[] := '{}';
+    bad int[];
+    e_version int[];
     link bytea;
     links bytea[] := '{}';
     at timestamptz;
+    micros bigint;
     pos bigint;
+    said bytea;
     item jsonb;
     refusal jsonb;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'es.append runs in READ COMMITTED only';
     END IF;
-    failed := '[]';
+    IF (SELECT count(DISTINCT n) FROM unnest(s_name) AS n) <> cardinality(s_name) THEN
+        RAISE EXCEPTION 'a stream is expected twice in one batch';
+    END IF;
+    -- A stream that must not exist yet gets a row also when it is only read: without one nothing could be locked, and
+    -- another append could create it before this one commits.
     INSERT INTO es.stream (name, version)
-        SELECT n, -1 FROM unnest(s_name, s_version, s_write) AS s (n, v, w) WHERE v = -1 AND w ORDER BY n
-        ON CONFLICT DO NOTHING;
+        SELECT n, -1 FROM unnest(s_name, s_version) AS s (n, v) WHERE v = -1 ORDER BY n ON CONFLICT DO NOTHING;
     PERFORM 1 FROM es.stream WHERE name = ANY (s_name) ORDER BY name FOR UPDATE;
     SELECT coalesce(array_agg(DISTINCT r), '{}'),
            coalesce(jsonb_agg(jsonb_build_object('req', r, 'what', 'stream', 'name', n, 'actual', a)), '[]')
@@ -49,31 +56,37 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
+    SELECT array_agg(v ORDER BY o) INTO e_version
+        FROM (SELECT o, s_version[k] + row_number() OVER (PARTITION BY k ORDER BY o) AS v
+              FROM unnest(e_s) WITH ORDINALITY AS e (k, o)) AS numbered;
     PERFORM pg_advisory_xact_lock(727401);
     SELECT e.position, e.hash, greatest(e.recorded_at, clock_timestamp()) INTO pos, link, at
         FROM es.event e ORDER BY e.position DESC LIMIT 1;
     base := coalesce(pos, 0);
     pos := base;
-    link := coalesce(link, ''::bytea);
+    link := coalesce(link, '');
     at := coalesce(at, clock_timestamp());
-    FOR i IN 1 .. coalesce(array_length(e_req, 1), 0) LOOP
-        IF e_req[i] = ANY (bad) THEN
-            links := links || NULL::bytea;
-        ELSE
-            pos := pos + 1;
-            link := es.link(link, pos, e_stream[i], e_version[i], e_kind[i], e_type[i], e_type_version[i], e_id[i],
-                            e_key[i], e_address[i], e_tenant[i], e_correlation[i], e_causation[i], at, e_payload[i],
-                            e_meta[i], e_effects[i]);
-            links := links || link;
-        END IF;
+    micros := (extract(epoch FROM at) * 1000000)::bigint;
+    FOR said IN
+        SELECT es.body(s_name[k], v, kd, t, tv, i, ky, a, te, co, ca, p, m, ef)
+        FROM unnest(e_s, e_version, e_kind, e_type, e_type_version, e_id, e_key, e_address, e_tenant, e_correlation,
+                    e_causation, e_payload, e_meta, e_effects)
+             WITH ORDINALITY AS e (k, v, kd, t, tv, i, ky, a, te, co, ca, p, m, ef, o)
+        WHERE s_req[k] <> ALL (bad) ORDER BY o
+    LOOP
+        pos := pos + 1;
+        link := es.link(link, pos, micros, said);
+        links := links || link;
     END LOOP;
     INSERT INTO es.event
-        SELECT base + row_number() OVER (ORDER BY o), s, v, k, t, tv, i, ky, a, te, co, ca, at, p, m, ef, h
-        FROM unnest(e_stream, e_version, e_kind, e_type, e_type_version, e_id, e_key, e_address, e_tenant,
-                    e_correlation, e_causation, e_payload, e_meta, e_effects, links)
-             WITH ORDINALITY AS e (s, v, k, t, tv, i, ky, a, te, co, ca, p, m, ef, h, o)
-        WHERE h IS NOT NULL;
+        SELECT base + n, s_name[k], v, kd, t, tv, i, ky, a, te, co, ca, at, p, m, ef, links[n]
+        FROM (SELECT *, row_number() OVER (ORDER BY o) AS n
+              FROM unnest(e_s, e_version, e_kind, e_type, e_type_version, e_id, e_key, e_address, e_tenant, e_correlation,
+                          e_causation, e_payload, e_meta, e_effects)
+                   WITH ORDINALITY AS e (k, v, kd, t, tv, i, ky, a, te, co, ca, p, m, ef, o)
+              WHERE s_req[k] <> ALL (bad)) AS good;
     UPDATE es.stream SET version = w.v
-        FROM (SELECT s, max(v) AS v FROM unnest(e_stream, e_version, links) AS e (s, v, h) WHERE h IS NOT NULL GROUP BY s) w
-        WHERE name = w.s;
+        FROM (SELECT s_name[k] AS name, max(v) AS v FROM unnest(e_s, e_version) AS e (k, v)
+              WHERE s_req[k] <> ALL (bad) GROUP BY k) AS w
+        WHERE stream.name = w.name;
 END $$;

@@ -16,8 +16,6 @@ CREATE TABLE es.event (
     meta bytea NOT NULL, effects bytea NOT NULL, hash bytea NOT NULL,
     PRIMARY KEY (position)) PARTITION BY RANGE (position);
 CREATE INDEX event_by_stream ON es.event (stream, version);
-CREATE INDEX event_by_type ON es.event (type, position);
-CREATE INDEX event_by_correlation ON es.event (correlation, position);
 CREATE INDEX event_by_time ON es.event USING brin (recorded_at);
 
 CREATE TABLE es.claim (name text, holder text, value text NOT NULL, PRIMARY KEY (name, holder));

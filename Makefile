@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench soak asyncapi setup clean
 BIN := .venv/bin
+# mkfs.ext4 and e2fsck live where not everybody's PATH reaches.
+export PATH := $(PATH):/usr/sbin:/sbin
 IMAGE ?=
 TESTS ?= tests
 N ?= 100

@@ -14,7 +14,6 @@ import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -154,6 +153,25 @@ def _die_with_parent() -> None:
 # --- the child's side -----------------------------------------------------------------------------------------------
 
 
+class _Thinned:
+    """Progress of one task: at most five lines a second, and the last word is always said."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.moved = number, 0
+        self._word: tuple[str, int, int] = ("", 0, 0)
+        self._due: asyncio.TimerHandle | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.moved = max(self.moved, done)
+        self._word = (stage, done, total)
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(EVERY_S, self._say)
+
+    def _say(self) -> None:
+        self._due = None
+        say({"id": self.number, "progress": list(self._word)})
+
+
 class Child:
     """Reads orders, does them side by side, says what became of them."""
 
@@ -184,20 +202,11 @@ class Child:
 
     async def _do(self, said: dict[str, Any]) -> None:
         number = said["id"]
-        moved, last = 0, 0.0
-
-        def progress(stage: str, done: int, total: int) -> None:
-            nonlocal moved, last
-            moved = max(moved, done)
-            now = time.monotonic()
-            if now - last >= EVERY_S or done == total:
-                last = now
-                say({"id": number, "progress": [stage, done, total]})
-
+        progress = _Thinned(number)
         try:
             order = decode(said["type"], said["version"], said["payload"].encode())
             result = await OPERATIONS[type(order)](order, self._tools, said["secrets"], progress)  # type: ignore[index] # orders only
-            say({"id": number, "result": result.model_dump(mode="json"), "bytes": moved})
+            say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
         except asyncio.CancelledError:
             say({"id": number, "cancelled": True})
         except Failed as failed:

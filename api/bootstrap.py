@@ -276,8 +276,11 @@ async def open_system(settings: Settings, dsn: str) -> AsyncIterator[System]:
 
 @contextlib.contextmanager
 def _only_one(data_dir: Path) -> Any:
-    """One `up` for each data directory."""
+    """One `up` for each data directory. Root's database runs as another user, who must be able to walk through it: what is
+    inside is private to whom it belongs."""
     private_dir(data_dir)
+    if os.geteuid() == 0:
+        data_dir.chmod(0o711)
     with (data_dir / "up.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

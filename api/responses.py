@@ -51,7 +51,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "jobid": "string", "jobstatus": "integer", "jobprocstatus": "integer", "jobresultcode": "integer",
         "jobresulttype": "string", "jobresult": "object", "cmd": "string", "account": "string",
         "jobinstancetype": "string", "jobinstanceid": "string", "created": "date", "completed": "date",
-        "step": "string", "progress": "object"},
+        "step": "string", "progress": "object", "jobstate": "string"},
     "zone": {
         "id": "string", "name": "string", "networktype": "string", "allocationstate": "string", "type": "string",
         "securitygroupsenabled": "boolean", "localstorageenabled": "boolean", "dhcpprovider": "string", "tags": "list"},
@@ -226,7 +226,7 @@ def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[s
     fields = _filled(
         jobid=row["id"], cmd=command_name(row["command"]), account=row.get("principal"),
         jobstatus={"completed": 1, "failed": 2, "cancelled": 2}.get(status, 0),
-        jobprocstatus=100 if status == "completed" else percent(row.get("progress")),
+        jobstate=status, jobprocstatus=100 if status == "completed" else percent(row.get("progress")),
         jobinstancetype="".join(part.capitalize() for part in noun.split("_")), jobinstanceid=instance,
         created=when(row["created"]), completed=when(row.get("completed")), step=row.get("step"))
     fields["jobresultcode"] = 0

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import NamedTuple
 
-from bus.envelope import MAX_BODY, PREFIX, Envelope
-from bus.errors import BrokerAway, PublishUnknown, StoreAway
+from bus.dead_letters import keep
+from bus.envelope import PREFIX, Envelope
+from bus.errors import BrokerAway, PublishUnknown, StoreAway, Unroutable
 from bus.event_store import EventStore
 from bus.failpoints import hit
-from bus.sealing import clear_secrets
+from bus.sealing import clear_secrets, refuse_password_in_url
 from bus.transport import Consumer, Delivery, Transport, WireMessage, commands, work
 from schema.codec import decode
 from schema.failure import BadParameter, Denied, Refused
@@ -26,6 +29,11 @@ from schema.message import Command
 log = logging.getLogger(__name__)
 
 PREFETCH = 256
+TRIES = 5
+"""How often a message is tried that fails in a way nobody thought of."""
+MAX_PAUSE_S = 5.0
+STOP_S = 2.0
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Principal(NamedTuple):
@@ -49,15 +57,26 @@ class Forwarder:
 
     def __init__(self, store: EventStore, transport: Transport, identify: Identify = everyone) -> None:
         self.store, self.transport, self.identify = store, transport, identify
+        self.forwarded = self.parked = 0
         self._consumer: Consumer | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Its consumer is registered."""
+        return self._consumer is not None and self._consumer.alive
 
     async def start(self) -> None:
         """Begin to take commands."""
+        self._stopping = False
         self._consumer = await self.transport.consume(commands(), self._take, prefetch=PREFETCH)
 
     async def stop(self) -> None:
-        """Take no more; what is in hand is finished or comes again."""
+        """Take no more; what is in hand is finished (bounded) or comes again."""
+        self._stopping = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=STOP_S)
         if self._consumer is not None:
             await self._consumer.stop()
         for task in self._running:
@@ -65,58 +84,79 @@ class Forwarder:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _take(self, delivery: Delivery) -> None:
+        if self._stopping:
+            return
         task = asyncio.create_task(self._forward(delivery))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     async def _forward(self, delivery: Delivery) -> None:
-        pause = 0.1
+        pause, tries = 0.1, 0
         while True:
             try:
                 await self._once(delivery)
                 return
-            except (BrokerAway, PublishUnknown, StoreAway) as away:
+            except (BrokerAway, PublishUnknown, StoreAway, Unroutable) as away:
                 log.warning("a command waits at the door: %s", away, extra={"action": "forwarder_waits"})
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
+            except Exception:
+                log.exception("a command cannot be forwarded", extra={"action": "forwarder_failed"})
+                tries += 1
+                if tries >= TRIES:
+                    await delivery.reject(requeue=False)
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_PAUSE_S)
 
     async def _once(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
-            envelope, key = self.check(message)
+            envelope = self.check(message)
         except Refused as refused:
-            secret = isinstance(refused, Denied) and refused.failure.field != "user_id"
-            await self.store.hold(key="", partition=-1, headers=_safe(message.headers),
-                                  body=b"" if secret else message.body[:MAX_BODY], reason=refused.failure.text,
-                                  source="commands")
+            reason = refused.failure.text
+        except Exception as error:  # whatever a stranger's bytes can do to a parser
+            reason = f"the message cannot be read: {type(error).__name__}"
+        else:
+            await self.transport.publish(work(partition(envelope.key)), WireMessage(
+                headers=envelope.headers(), body=envelope.body))
+            hit("forwarder.after_publish_before_ack")
+            self.forwarded += 1
             await delivery.ack()
             return
-        await self.transport.publish(work(partition(key)), WireMessage(headers=envelope.headers(), body=envelope.body))
-        hit("forwarder.after_publish_before_ack")
+        await keep(self.store, headers=message.headers, body=message.body, reason=reason, source="commands")
+        self.parked += 1
+        log.warning("a command was refused at the door: %s", reason, extra={"action": "command_parked"})
         await delivery.ack()
 
-    def check(self, message: WireMessage) -> tuple[Envelope, str]:
-        """The envelope to send on, and its key. Raises Refused naming what is wrong."""
+    def check(self, message: WireMessage) -> Envelope:
+        """The envelope to send on. Raises Refused naming what is wrong."""
         who = self.identify(message.user_id)
         if who is None:
-            raise Denied(f"the broker's user {message.user_id!r} is not mapped to a principal", field="user_id",
+            raise Denied(f"the broker's user {message.user_id[:64]!r} is not mapped to a principal", field="user_id",
                          remedy="map it, or publish as a user that is")
         envelope = Envelope.read(message.headers, message.body)
         command = decode(envelope.type, envelope.version, envelope.body)
         if not isinstance(command, Command):
             raise BadParameter(f"{envelope.type} is not a command", field=f"{PREFIX}type",
                                remedy="`storebus asyncapi` lists the commands")
-        clear = clear_secrets(command.model_dump(mode="json", exclude_none=True))
+        body = command.model_dump(mode="json", exclude_none=True)
+        clear = clear_secrets(body)
         if clear:
-            raise Denied("a secret may not travel in a command; its body was not kept", field=clear[0],
+            raise Denied("a secret may not travel in a command", field=clear[0],
                          remedy="send it through the API or the command line, which put it into the vault")
-        key = command.key(envelope.id)
+        refuse_password_in_url(body)
         # Who it is, where it goes and what it follows are ours to say, whatever the headers said.
-        return replace(envelope, kind="command", key=key, stream="", stream_version=-1, position=0, replay=False,
-                       principal=who.name, tenant=who.tenant, correlation=envelope.id), key
+        return replace(envelope, kind="command", key=command.key(envelope.id), stream="", stream_version=-1, position=0,
+                       replay=False, principal=who.name, tenant=who.tenant, correlation=envelope.id, causation=None,
+                       time=_time(envelope.time), traceparent=_traceparent(envelope.traceparent))
 
 
-def _safe(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers as text, bounded: they come from a stranger."""
-    items = list(headers.items())[:64]
-    return {str(name)[:128]: str(value)[:1024] for name, value in items}
+def _time(value: str) -> str:
+    """The caller's time when it is one; else empty, and the envelope says now."""
+    try:
+        return datetime.fromisoformat(value).isoformat()
+    except ValueError:
+        return ""
+
+
+def _traceparent(value: str) -> str:
+    return value if TRACEPARENT.fullmatch(value) else ""

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 CANARY = "x-storebus-canary"
 """Header of a probe; its value names the consumer that sent it."""
-CANARY_ANSWER_S = 10.0
 PROBED = ("work", "commands")
 """Kinds whose queue is probed with a message; of the others the broker is asked whether it counts a consumer."""
 SETUP_S = 60.0
@@ -107,9 +106,10 @@ class RabbitConsumer:
             return True
         if self.address.kind in PROBED:
             self._sang.clear()
+            answer_s = self.owner.canary_s / 3
             try:
-                await self.owner.probe(queue, {CANARY: self.unique}, expiration_s=CANARY_ANSWER_S)
-                await asyncio.wait_for(self._sang.wait(), CANARY_ANSWER_S)
+                await self.owner.probe(queue, {CANARY: self.unique}, expiration_s=answer_s)
+                await asyncio.wait_for(self._sang.wait(), answer_s)
                 return True
             except (BrokerAway, PublishUnknown):
                 return True  # the links see to that

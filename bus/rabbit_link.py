@@ -49,6 +49,11 @@ class _Connection(aiormq.connection.Connection):
     # A silent peer is given up after 22 s, not 33.
     HEARTBEAT_GRACE_MULTIPLIER = 2
 
+    @property
+    def blocked(self) -> bool:
+        """Whether `ready()` would wait."""
+        return not self._Connection__connection_unblocked.is_set()  # type: ignore[attr-defined] # the library shows it by waiting only
+
 
 class Link:
     """One connection, kept up. `ready` is set while it stands and `on_open` has run."""
@@ -76,8 +81,8 @@ class Link:
                 if self.opened > 1:
                     log.info("RabbitMQ (%s) is back", self.name, extra={"action": "broker_back"})
                 pause = 0.1
-                await self._lost.wait()
                 self.why = "the connection was lost"
+                await self._lost.wait()
             except asyncio.CancelledError:
                 if ours():
                     raise
@@ -102,6 +107,16 @@ class Link:
         """The link is lost when this channel (or connection) closes."""
         lost = self._lost
         part.closing.add_done_callback(lambda _: lost.set())
+
+    def give_up(self, why: str) -> None:
+        """Take the connection for lost, and make a new one."""
+        self.why = why
+        self._lost.set()
+
+    @property
+    def blocked(self) -> bool:
+        """The broker said that it takes no messages for now (a memory or disk alarm)."""
+        return self.connection is not None and self.connection.blocked
 
     async def open_channel(self, *, confirms: bool = False) -> Any:
         """A new channel of aiormq; raises what AWAY lists."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import zlib
+from collections.abc import Awaitable
 from typing import Any
 from uuid import uuid4
 
@@ -29,8 +30,11 @@ log = logging.getLogger(__name__)
 PUBLISH_CHANNELS = 4
 WINDOW = 512
 """Unconfirmed publishes of one channel."""
-PUBLISH_S = 30.0
+PUBLISH_S = 15.0
 """Longest wait for a confirm, and for room to send."""
+SILENT_S = 8.0
+"""Without any confirm for so long, a channel with unconfirmed publishes is given up. A quorum queue whose leader was not
+elected yet when the broker came back drops a publish, and then waits for it: no later one on that channel is confirmed."""
 BLOCKED_S = 5.0
 """Longest wait while the broker takes nothing (memory or disk alarm)."""
 START_S = 10.0
@@ -41,24 +45,29 @@ CANARY_S = 30.0
 class _Lane:
     """One publish channel and its window of unconfirmed publishes."""
 
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
+    def __init__(self, link: Link, raw: Any) -> None:
+        self.link, self.raw = link, raw
         self.window = asyncio.Semaphore(WINDOW)
+        self.flying = 0
+        self._heard = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long publishes have been waiting without any confirm."""
+        return self._loop.time() - self._heard if self.flying else 0.0
 
     async def publish(self, body: bytes, exchange: str, key: str, properties: Basic.Properties, mandatory: bool) -> None:
         """Returns with the confirm. Every way it can fail says whether the message may be there."""
         sent = False
         try:
             async with asyncio.timeout(PUBLISH_S):
-                async with asyncio.timeout(BLOCKED_S if self.window.locked() else None):
+                async with asyncio.timeout(BLOCKED_S):
                     await self.raw.connection.ready()
-                await self.window.acquire()
-                try:
+                async with self.window:
                     sent = True
-                    await self.raw.basic_publish(body, exchange=exchange, routing_key=key, properties=properties,
-                                                 mandatory=mandatory, wait=False)
-                finally:
-                    self.window.release()
+                    await self._confirmed(self.raw.basic_publish(
+                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory, wait=False))
         except PublishError:
             raise Unroutable(f"no queue takes {exchange or 'the default exchange'}: {key}") from None
         except DeliveryError:
@@ -70,11 +79,22 @@ class _Lane:
                 raise
             raise PublishUnknown("the channel closed before a confirm came") from None
         except TimeoutError:
-            if sent:
-                raise PublishUnknown(f"no confirm came within {PUBLISH_S:.0f} s") from None
-            raise BrokerAway("the broker takes no messages for now", remedy="free its memory or disk") from None
+            if not sent:
+                raise BrokerAway("the broker takes no messages for now", remedy="free its memory or disk") from None
+            self.link.give_up(f"no confirm came within {PUBLISH_S:.0f} s")
+            raise PublishUnknown(f"no confirm came within {PUBLISH_S:.0f} s") from None
         except (AMQPError, OSError, RuntimeError) as error:
             raise PublishUnknown(f"no confirm came: {type(error).__name__}") from None
+
+    async def _confirmed(self, publish: Awaitable[Any]) -> None:
+        if not self.flying:
+            self._heard = self._loop.time()
+        self.flying += 1
+        try:
+            await publish
+            self._heard = self._loop.time()
+        finally:
+            self.flying -= 1
 
 
 class RabbitTransport:
@@ -93,6 +113,7 @@ class RabbitTransport:
         self._flying = 0
         self._landed = asyncio.Event()
         self._mending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.publishing: Link
         self.consuming: Link
         self._started = False
@@ -123,8 +144,17 @@ class RabbitTransport:
         for _ in range(PUBLISH_CHANNELS):
             raw = await link.open_channel(confirms=True)
             link.lost_with(raw)
-            lanes.append(_Lane(raw))
+            lanes.append(_Lane(link, raw))
         self._lanes = lanes
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="amqp-watch")
+
+    async def _watch(self) -> None:
+        """Give up a connection on which publishes are no longer confirmed; a new one starts from nothing."""
+        while True:
+            await asyncio.sleep(1.0)
+            if any(lane.silent_s > SILENT_S and not lane.link.blocked for lane in self._lanes):
+                self.publishing.give_up(f"no confirm came for {SILENT_S:.0f} s")
 
     @property
     def healthy(self) -> bool:
@@ -240,6 +270,10 @@ class RabbitTransport:
         if self._flying:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._landed.wait(), CLOSE_S)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
         await self.publishing.close()
         await self.consuming.close()
 

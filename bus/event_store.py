@@ -17,6 +17,10 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
+from schema.failure import BadParameter
+
+MAX_PAYLOAD = 1 << 20
+"""Bytes; a message has at most a quarter of it, but a job keeps the command inside its own row."""
 NO_STREAM = -1
 """Expected version of a stream that must not exist yet."""
 
@@ -91,6 +95,22 @@ class AppendRequest:
     counters: Sequence[CounterChange] = ()
     set_timers: Sequence[Timer] = ()
     clear_timers: Sequence[str] = ()
+
+    @property
+    def folded(self) -> bool:
+        """Whether it changes what is folded from the log besides streams: claims or counters."""
+        return bool(self.take or self.release or self.counters)
+
+    def check(self) -> None:
+        """Raises BadParameter for a request that no state of the log could take."""
+        if self.folded and not self.rows:
+            raise BadParameter("claims and counters are folded from rows: a request that changes them needs one", field="rows")
+        for row in self.rows:
+            if row.stream not in self.expected:
+                raise BadParameter(f"a row goes to {row.stream}, whose expected version is not given", field="expected")
+            if len(row.payload) > MAX_PAYLOAD:
+                raise BadParameter(f"the {row.type} has {len(row.payload)} bytes; at most {MAX_PAYLOAD} are kept",
+                                   field="payload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +213,7 @@ class EventStore(Protocol):
     """Append, read, wait. Every method raises StoreAway when the database does not answer."""
 
     async def append(self, request: AppendRequest) -> Appended:
-        """Commit the request. Raises Conflict, ClaimTaken, CounterFull (nothing written) or AppendUnknown.
+        """Commit the request. Raises Conflict, ClaimTaken, CounterFull, BadParameter (nothing written) or AppendUnknown.
 
         Many callers at once share one commit. A request with an id that is already in the log at the same stream
         conflicts on its expected version like any other.

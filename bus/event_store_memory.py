@@ -62,6 +62,7 @@ class MemoryEventStore:
 
     async def append(self, request: AppendRequest) -> Appended:
         """See EventStore."""
+        request.check()
         for stream, version in request.expected.items():
             actual = len(self.streams.get(stream, ())) - 1
             if actual != version:

@@ -1,8 +1,8 @@
-"""The event store on Postgres 15 to 18: the one file that knows how the log's SQL is called.
+"""The event store on Postgres 15 to 18: the log's SQL, called.
 
-Owns the connections: one that appends (group commit through AppendBatcher), one that listens, a pool that reads. Order
-is decided in `es.append`, under an advisory lock that is held to the commit, so positions are dense and a row that is
-visible has every earlier row visible too; its cost is that commits follow one another, which group commit pays back.
+Owns how a store waits, reads and keeps: a pool that reads, one connection that listens, an Appender that appends. Order is
+decided in `es.append`, under an advisory lock that is held to the commit, so positions are dense and a row that is visible
+has every earlier row visible too; its cost is that commits follow one another, which group commit pays back.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from bus.append_batcher import AppendBatcher, Outcome
-from bus.errors import AppendUnknown, ClaimTaken, Conflict, CounterFull, LogBroken, StoreAway
+from bus.errors import Conflict, LogBroken
 from bus.event_store import (
     Appended,
     AppendRequest,
@@ -33,19 +33,26 @@ from bus.event_store import (
     LogRow,
     Page,
 )
+from bus.event_store_append import Appender
+from bus.event_store_connection import AWAY, away, connect, open_pool, refused
 from bus.sql import query
-from schema.codec import canonical
+from schema.failure import Failed
 
 log = logging.getLogger(__name__)
 
-AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
-        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.TooManyConnectionsError, TimeoutError)
-"""What asyncpg raises when the server is away."""
 CHANNEL = "storebus_log"
+NOTIFY_S = 0.005
+"""At most one NOTIFY in this time: it takes a lock of the whole server at its commit."""
+ALIVE_S = 5.0
+"""A listener that does not answer in this time is made anew."""
 POLL_S = 0.25
+VERIFY = "storebus verify names what else is wrong"
 SCAN = 20_000
 """Positions looked at by one page of a filtered read: bounds the time of a query that matches little."""
 HELD_BODY = 256 * 1024
+_ROW = partial(tuple.__new__, LogRow)
+"""A record as a LogRow without a Python call for each: columns come in its order."""
+_COLUMNS = len(LogRow._fields)
 
 
 class PostgresEventStore:
@@ -53,126 +60,106 @@ class PostgresEventStore:
 
     def __init__(self, dsn: str, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self._dsn, self._pool = dsn, pool
-        self._appender: asyncpg.Connection[asyncpg.Record] | None = None
-        self._batcher = AppendBatcher(self._commit)
+        self._appender = Appender(dsn, self._committed)
         self._grown = asyncio.Event()
         self._head = 0
         self._tell = asyncio.Event()
-        self._told: asyncio.Task[None] | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._waiters = 0
+        self._waited_for = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def connect(cls, dsn: str, *, readers: int = 6) -> PostgresEventStore:
-        """Connect as the application role. Raises StoreAway, or LogBroken when the database is not migrated."""
+        """Connect as the application role. Raises StoreAway, Denied, or LogBroken when the database is not migrated."""
+        store = cls(dsn, await open_pool(dsn, readers))
         try:
-            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=readers, setup=_become, reset=_keep,
-                                             command_timeout=120, timeout=15)
-        except AWAY as error:
-            raise _away(error) from None
-        except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError):
-            raise LogBroken("the database is not migrated", remedy="storebus migrate") from None
-        store = cls(dsn, pool)
-        store._listening = asyncio.create_task(store._listen(), name="log-listener")
-        store._told = asyncio.create_task(store._notify(), name="log-notifier")
+            await store.head()
+        except asyncpg.PostgresError as error:
+            await store.aclose()
+            raise refused(error) from None
+        except BaseException:
+            await store.aclose()
+            raise
+        store._tasks = [asyncio.create_task(work(), name=f"log{work.__name__}")
+                        for work in (store._listen, store._notify, store._poll)]
         return store
 
     # --- append ---
 
     async def append(self, request: AppendRequest) -> Appended:
         """See EventStore."""
-        if not request.rows and (request.take or request.release or request.counters):
-            raise ValueError("claims and counters are folded from rows: a request that changes them needs one")
-        return await self._batcher.append(request)
-
-    async def _commit(self, batch: list[AppendRequest]) -> list[Outcome]:
-        for _ in range(5):
-            connection = await self._connected()
-            try:
-                found = await connection.fetchrow(query("append"), *_arguments(batch), timeout=60)
-                break
-            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-                continue  # rolled back whole: nothing was written
-            except (asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError) as error:
-                self._drop_appender()
-                raise AppendUnknown(f"the connection broke during an append: {error}") from None
-            except AWAY as error:
-                self._drop_appender()
-                raise AppendUnknown(f"the connection broke during an append: {error}") from None
-        else:
-            raise Conflict("the append met deadlocks five times in a row")
-        assert found is not None
-        failed = {entry["req"]: entry for entry in json.loads(found["failed"])}
-        outcomes: list[Outcome] = []
-        position = int(found["base"])
-        for number, request in enumerate(batch):
-            if number in failed:
-                outcomes.append(_refusal(failed[number]))
-            else:
-                position += len(request.rows)
-                outcomes.append(Appended(position))
-        if position > found["base"]:
-            self._wake(position)
-            self._tell.set()
-        return outcomes
-
-    async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:
-        if self._appender is None or self._appender.is_closed():
-            try:
-                self._appender = await asyncpg.connect(self._dsn, timeout=10, command_timeout=60)
-                await _become(self._appender)
-            except (*AWAY, asyncpg.PostgresError) as error:
-                self._drop_appender()
-                raise _away(error) from None
-        return self._appender
-
-    def _drop_appender(self) -> None:
-        if self._appender is not None:
-            self._appender.terminate()
-            self._appender = None
+        return await self._appender.append(request)
 
     # --- waking ---
 
+    def _committed(self, position: int) -> None:
+        self._wake(position)
+        self._tell.set()
+
     def _wake(self, position: int) -> None:
-        self._head = max(self._head, position)
-        grown, self._grown = self._grown, asyncio.Event()
-        grown.set()
+        if position > self._head:
+            self._head = position
+            grown, self._grown = self._grown, asyncio.Event()
+            grown.set()
 
     async def _notify(self) -> None:
         """Tell other processes, after the commit and on another connection; one NOTIFY for many commits."""
         while True:
             await self._tell.wait()
             self._tell.clear()
-            with contextlib.suppress(StoreAway):
-                await self._fetch("notify")
-            await asyncio.sleep(0.005)
+            try:
+                await self._fetch("notify", str(self._head))
+            except (Failed, asyncpg.PostgresError) as error:
+                log.debug("nobody was told of position %s: %s", self._head, error)  # they poll as well
+            await asyncio.sleep(NOTIFY_S)
+
+    def _told(self, *notification: Any) -> None:
+        told = str(notification[-1])
+        if told.isdecimal():
+            self._wake(int(told))
 
     async def _listen(self) -> None:
         """A hint only: `wait` polls as well, and a dead listener is made anew."""
         while True:
             try:
-                connection = await asyncpg.connect(self._dsn, timeout=10)
+                connection = await connect(self._dsn)
                 try:
-                    await connection.add_listener(CHANNEL, lambda *_: self._wake(0))
+                    self._head = 0  # a restored database may have a lower one
+                    await connection.add_listener(CHANNEL, self._told)
                     while not connection.is_closed():
-                        await asyncio.sleep(5)
-                        await connection.fetchval("SELECT 1", timeout=5)
+                        await asyncio.sleep(ALIVE_S)
+                        await connection.fetchval(query("alive"), timeout=ALIVE_S)
                 finally:
                     connection.terminate()
             except (*AWAY, asyncpg.PostgresError):
                 await asyncio.sleep(1)
 
+    async def _poll(self) -> None:
+        """One look at the head for everybody who waits."""
+        while True:
+            await self._waited_for.wait()
+            with contextlib.suppress(Failed, asyncpg.PostgresError):
+                await self.head()
+            await asyncio.sleep(POLL_S)
+
     async def wait(self, after: int, *, timeout_s: float) -> bool:
         """See EventStore."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while True:
-            grown = self._grown
-            if self._head > after or await self.head() > after:
-                return True
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                return False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(grown.wait(), min(left, POLL_S))
+        if self._head <= after:
+            await self.head()
+        self._waiters += 1
+        self._waited_for.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self._head <= after:
+                    await self._grown.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters -= 1
+            if not self._waiters:
+                self._waited_for.clear()
+        return True
 
     # --- read ---
 
@@ -180,7 +167,7 @@ class PostgresEventStore:
         try:
             return await self._pool.fetch(query(name), *arguments)
         except AWAY as error:
-            raise _away(error) from None
+            raise away(error) from None
 
     async def read_stream(self, stream: str, *, after_version: int = -1, limit: int = 1000) -> list[LogRow]:
         """See EventStore."""
@@ -205,16 +192,21 @@ class PostgresEventStore:
             "read_log_where", after, min(after + SCAN, until), list(filter.kinds) or None, _regex(filter.types),
             list(filter.streams) or None, filter.correlation, filter.until_time, limit)
         last, count = found[0]["last"], found[0]["count"]
-        if last is not None and count != last - after:
-            raise LogBroken(f"between positions {after} and {last} there are {count} rows, not {last - after}")
-        rows = _rows([record for record in found if record["position"] is not None])
-        full = len(rows) >= limit
-        return Page(rows, rows[-1].position if full else (last if last is not None else after))
+        if last is None:
+            if until > after and await self.head() > after:  # not even one row, though there are later ones
+                found = await self._fetch("read_log_where", after, min(after + SCAN, until), *[None] * 5, 0)
+                if found[0]["last"] is None:
+                    raise LogBroken(f"position {after + 1} is missing from the log", remedy=VERIFY)
+            return Page([], after)
+        if count != last - after:
+            raise LogBroken(f"between positions {after} and {last} there are {count} rows, not {last - after}", remedy=VERIFY)
+        rows = [_ROW(record[:_COLUMNS]) for record in found if record["position"] is not None]
+        return Page(rows, rows[-1].position if len(rows) >= limit else last)
 
     async def head(self) -> int:
         """See EventStore."""
         head = int((await self._fetch("head"))[0][0])
-        self._head = max(self._head, head)
+        self._wake(head)
         return head
 
     async def epoch(self) -> int:
@@ -337,40 +329,23 @@ class PostgresEventStore:
 
     async def aclose(self) -> None:
         """See EventStore."""
-        await self._batcher.drain()
-        for task in (self._told, self._listening):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        if self._appender is not None:
-            with contextlib.suppress(*AWAY):
-                await self._appender.close(timeout=5)
+        await self._appender.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await asyncio.wait_for(self._pool.close(), 10)
         except TimeoutError:
             self._pool.terminate()
 
 
-async def _become(connection: Any) -> None:
-    await connection.execute("SET ROLE storebus_app")
-
-
-async def _keep(connection: Any) -> None:
-    """Nothing to reset: no session state is ever changed here, and a reset costs a round trip."""
-
-
-def _away(error: BaseException) -> StoreAway:
-    return StoreAway(f"Postgres does not answer: {type(error).__name__} {error}".strip(),
-                     remedy="start it, or check STOREBUS_DATABASE_URL; it is tried again by itself")
-
-
 def _hole(after: int, rows: list[LogRow]) -> LogBroken:
     missing = next(n for n, row in enumerate(rows, after + 1) if row.position != n)
-    return LogBroken(f"position {missing} is missing from the log", remedy="storebus verify names what else is wrong")
+    return LogBroken(f"position {missing} is missing from the log", remedy=VERIFY)
 
 
 def _rows(records: Sequence[asyncpg.Record]) -> list[LogRow]:
-    return [LogRow(*record[:15]) if len(record) > 15 else LogRow(*record) for record in records]
+    return list(map(_ROW, records))
 
 
 def _checkpoint(row: asyncpg.Record) -> Checkpoint:
@@ -393,58 +368,3 @@ def _pattern(words: list[str]) -> str:
         else:
             made += dot + ("[^.]+" if word == "*" else re.escape(word))
     return made
-
-
-def _refusal(entry: dict[str, Any]) -> Conflict:
-    name = entry["name"]
-    if entry["what"] == "claim":
-        return ClaimTaken(f"{name} is held with {entry['value']}", stream=name, holder=entry["holder"])
-    if entry["what"] == "counter":
-        return CounterFull(f"{name} is {entry['actual']} of {entry['ceiling']}: the change does not fit", stream=name,
-                           actual=entry["actual"])
-    return Conflict(f"{name} is at version {entry['actual']}", stream=name, actual=entry["actual"])
-
-
-def _effects(request: AppendRequest) -> bytes:
-    """What the request does besides its rows, kept with its first row: `verify` folds it."""
-    if not (request.take or request.release or request.counters):
-        return b""
-    return canonical({
-        "take": [[c.name, c.value, c.holder] for c in request.take],
-        "release": [[c.name, c.holder] for c in request.release],
-        "counters": [[c.name, c.delta, c.ceiling, c.lift_ceiling] for c in request.counters]})
-
-
-def _extra(batch: list[AppendRequest]) -> str | None:
-    found = []
-    for number, request in enumerate(batch):
-        if request.take or request.release or request.counters or request.set_timers or request.clear_timers:
-            found.append({
-                "req": number, "take": [[c.name, c.value, c.holder] for c in request.take],
-                "release": [[c.name, c.holder] for c in request.release],
-                "counters": [[c.name, c.delta, c.ceiling, c.lift_ceiling] for c in request.counters],
-                "timers": [[t.id, t.after_s, t.key, t.type, t.payload.hex()] for t in request.set_timers],
-                "clear": list(request.clear_timers)})
-    return json.dumps(found) if found else None
-
-
-def _arguments(batch: list[AppendRequest]) -> list[Any]:
-    """The batch as the arrays that es.append takes. Raises KeyError for a row whose stream is not among the expected."""
-    requests: list[int] = []
-    names: list[str] = []
-    versions: list[int] = []
-    rows: list[tuple[Any, ...]] = []
-    for number, request in enumerate(batch):
-        index = {}
-        for name, version in request.expected.items():
-            names.append(name)
-            requests.append(number)
-            versions.append(version)
-            index[name] = len(names)
-        effects = _effects(request)
-        for row in request.rows:
-            rows.append((index[row.stream], row.kind, row.type, row.type_version, row.id, row.key, row.address, row.tenant,
-                         row.correlation, row.causation, row.payload, row.meta, effects))
-            effects = b""
-    columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(13)]
-    return [requests, names, versions, *columns, _extra(batch)]

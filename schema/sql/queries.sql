@@ -3,7 +3,9 @@
 -- name: append
 SELECT base, failed FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17::jsonb)
 -- name: notify
-SELECT pg_notify('storebus_log', '')
+SELECT pg_notify('storebus_log', $1)
+-- name: alive
+SELECT 1
 -- name: read_stream
 SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation, recorded_at, payload, meta
 FROM es.event WHERE stream = $1 AND version > $2 ORDER BY version LIMIT $3
@@ -29,7 +31,14 @@ SELECT coalesce((SELECT position FROM es.event ORDER BY position DESC LIMIT 1), 
 -- name: installation
 SELECT id, partitions, epoch FROM es.installation
 -- name: position_at
-SELECT coalesce((SELECT position FROM es.event WHERE recorded_at < $1 ORDER BY position DESC LIMIT 1), 0)
+-- Time never goes back along the log, so halving finds the place in some twenty steps whatever the log's length.
+WITH RECURSIVE halving (low, high) AS (
+    SELECT 0::bigint, coalesce((SELECT position FROM es.event ORDER BY position DESC LIMIT 1), 0)
+    UNION ALL
+    SELECT CASE WHEN earlier THEN middle ELSE low END, CASE WHEN earlier THEN high ELSE middle - 1 END
+    FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM halving WHERE low < high) AS step,
+         LATERAL (SELECT coalesce((SELECT recorded_at < $1::timestamptz FROM es.event WHERE position = middle), false) AS earlier) AS seen)
+SELECT low FROM halving WHERE low = high
 -- name: checkpoint
 SELECT name, epoch, position, event_id FROM es.checkpoint WHERE name = $1
 -- name: checkpoints

@@ -1,6 +1,6 @@
 # The whole life of this repository in a few words. Every target does its own set-up; a second run starts at once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak asyncapi setup clean
+.PHONY: help demo test check bench soak golden setup clean
 BIN := .venv/bin
 # mkfs.ext4 and e2fsck live where not everybody's PATH reaches.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -34,8 +34,9 @@ soak: ## the same tests at large counts (N= jobs, SEED=, TESTS=)
 	@scripts/setup test
 	@STOREBUS_SOAK_N="$(N)" STOREBUS_SEED="$(SEED)" $(BIN)/python -m pytest $(TESTS) --timeout 7200
 
-asyncapi: ## the AsyncAPI document again, after a message has changed
+golden: ## what is generated from the messages, again: new golden files, the AsyncAPI document
 	@scripts/setup check
+	@$(BIN)/python -m tests.architecture.test_wire
 	@$(BIN)/python -m api.asyncapi > docs/reference/asyncapi.json
 
 setup: ## what the tests need, and nothing run

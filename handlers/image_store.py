@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from handlers import placement
-from handlers.decider import Context, IllegalTransition, Step
+from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import ProviderSpec, TestImageStore
 from schema.failure import BadParameter, Failure, InUse
@@ -28,7 +28,7 @@ from schema.image_store import (
     ImageStoreUpdated,
     UpdateImageStore,
 )
-from schema.message import Event, Order, Secret
+from schema.message import Command, Event, Order, Secret
 
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("", ImageStoreRequested.TYPE): "Testing",
@@ -254,3 +254,11 @@ class DeleteFlow(_Sync):
     def finish(self, context: Context) -> dict[str, Any]:
         """Success, without an object."""
         return {"success": True}
+
+
+FLOWS: dict[type[Command], Flow] = {
+    AddImageStore: AddFlow(),
+    UpdateImageStore: UpdateFlow(),
+    DeleteImageStore: DeleteFlow(),
+}
+"""Every command about this noun, and what it leads to."""

@@ -12,13 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from handlers import image_store, placement, template, volume
-from handlers.decider import Context, IllegalTransition, Step
+from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
 from schema.failure import BadParameter, Failure, InUse, Unavailable
 from schema.ids import derive
 from schema.image import DiskRef, ImageRef
-from schema.message import Event, Order
+from schema.message import Command, Event, Order
 from schema.snapshot import (
     BackupSnapshot,
     CreateSnapshot,
@@ -318,3 +318,11 @@ class DeleteFlow:
 
     def fail(self, context: Context, failure: Failure) -> None:
         """It stays Destroying; its bytes stay listed as pending."""
+
+
+FLOWS: dict[type[Command], Flow] = {
+    CreateSnapshot: CreateFlow(),
+    BackupSnapshot: BackupFlow(),
+    DeleteSnapshot: DeleteFlow(),
+}
+"""Every command about this noun, and what it leads to."""

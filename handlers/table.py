@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from handlers import image_store, job, snapshot, template, volume
 from handlers.decider import Evolve, Flow
-from schema.image_store import AddImageStore, DeleteImageStore, UpdateImageStore
 from schema.message import Command
-from schema.snapshot import BackupSnapshot, CreateSnapshot, DeleteSnapshot
-from schema.template import DeleteTemplate, RegisterTemplate
-from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
 
-FLOWS: dict[type[Command], Flow] = {
-    AddImageStore: image_store.AddFlow(),
-    UpdateImageStore: image_store.UpdateFlow(),
-    DeleteImageStore: image_store.DeleteFlow(),
-    RegisterTemplate: template.RegisterFlow(),
-    DeleteTemplate: template.DeleteFlow(),
-    CreateVolume: volume.CreateFlow(),
-    UpdateVolume: volume.UpdateFlow(),
-    DeleteVolume: volume.DeleteFlow(),
-    CreateSnapshot: snapshot.CreateFlow(),
-    BackupSnapshot: snapshot.BackupFlow(),
-    DeleteSnapshot: snapshot.DeleteFlow(),
-}
-"""Every command but CancelJob, which is about another job and is decided by `handlers.cancel`."""
+FLOWS: dict[type[Command], Flow] = image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS
+"""Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
     "job": job.evolve,

@@ -12,14 +12,14 @@ from typing import Any
 from uuid import UUID
 
 from handlers import image_store, placement
-from handlers.decider import Context, IllegalTransition, Step
+from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DeleteImages, FetchImage, ImageResult
 from schema.failure import BadParameter, Failure, InUse, Unavailable
 from schema.ids import derive
 from schema.image import ImageFormat, ImageRef, StoreSpec
-from schema.message import Event, Order
+from schema.message import Command, Event, Order
 from schema.template import (
     DeleteTemplate,
     RegisterTemplate,
@@ -230,3 +230,10 @@ class DeleteFlow:
 
     def fail(self, context: Context, failure: Failure) -> None:
         """It stays unregistered; its bytes stay listed as pending."""
+
+
+FLOWS: dict[type[Command], Flow] = {
+    RegisterTemplate: RegisterFlow(),
+    DeleteTemplate: DeleteFlow(),
+}
+"""Every command about this noun, and what it leads to."""

@@ -12,14 +12,14 @@ from typing import Any
 from uuid import UUID
 
 from handlers import placement, template
-from handlers.decider import Context, IllegalTransition, Step
+from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
 from schema.failure import BadParameter, Failure
 from schema.ids import derive
 from schema.ids import stream as thing_stream
 from schema.image import GIB, DiskRef, ImageRef, PrimarySpec
-from schema.message import Event, Order
+from schema.message import Command, Event, Order
 from schema.volume import (
     CreateVolume,
     DeleteVolume,
@@ -309,3 +309,11 @@ class DeleteFlow:
 
     def fail(self, context: Context, failure: Failure) -> None:
         """It stays Expunging."""
+
+
+FLOWS: dict[type[Command], Flow] = {
+    CreateVolume: CreateFlow(),
+    UpdateVolume: UpdateFlow(),
+    DeleteVolume: DeleteFlow(),
+}
+"""Every command about this noun, and what it leads to."""

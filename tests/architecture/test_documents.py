@@ -75,7 +75,7 @@ def test_scripts_are_valid_shell() -> None:
 
 def test_every_target_does_its_own_set_up() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "check", "bench", "soak", "asyncapi"):
+    for target in ("demo", "test", "check", "bench", "soak", "golden"):
         recipe = makefile.split(f"\n{target}:", 1)[1].split("\n\n", 1)[0].splitlines()
         assert recipe[1].startswith("\t@scripts/setup "), target
 

@@ -17,7 +17,6 @@ ENVIRONMENT = {
 SQL = {
     "bus/migrate.py": "begins, ends and locks the transactions in which it runs the .sql files; creates what they need to exist",
     "bus/postgres_server.py": "creates the database of the embedded server, before any file could be run in it",
-    "bus/event_store_postgres.py": "LISTEN, SET ROLE and the transaction of a page: of the connection, not of the data",
     "bus/read_model.py": "SET ROLE of its connections",
     "agents/journal.py": "the agent's journal is SQLite, private to its file, and the product's SQL folder is Postgres'",
 }

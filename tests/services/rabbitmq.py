@@ -54,7 +54,7 @@ class RabbitMQ:
         return self.ports[0]
 
     def _environment(self) -> dict[str, str]:
-        amqp, dist, epmd = self.ports
+        _, dist, epmd = self.ports
         return os.environ | {
             "HOME": str(self.root / "home"), "RABBITMQ_NODENAME": f"{self.node}@localhost",
             "RABBITMQ_MNESIA_BASE": str(self.root / "mnesia"), "RABBITMQ_LOG_BASE": str(self.root / "log"),

@@ -15,7 +15,7 @@ CREATE OR REPLACE FUNCTION es.append(
     e_s int[], e_kind text[], e_type text[], e_type_version int[], e_id uuid[], e_key text[], e_address text[],
     e_tenant text[], e_correlation uuid[], e_causation uuid[], e_payload bytea[], e_meta bytea[], e_effects bytea[],
     extra jsonb, OUT base bigint, OUT failed jsonb)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     bad int[];
     e_version int[];
@@ -31,6 +31,9 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'es.append runs in READ COMMITTED only';
     END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);  -- acknowledged means on disk, whatever the server's default
+    END IF;
     IF (SELECT count(DISTINCT n) FROM unnest(s_name) AS n) <> cardinality(s_name) THEN
         RAISE EXCEPTION 'a stream is expected twice in one batch';
     END IF;
@@ -38,12 +41,14 @@ BEGIN
     -- another append could create it before this one commits.
     INSERT INTO es.stream (name, version)
         SELECT n, -1 FROM unnest(s_name, s_version) AS s (n, v) WHERE v = -1 ORDER BY n ON CONFLICT DO NOTHING;
-    PERFORM 1 FROM es.stream WHERE name = ANY (s_name) ORDER BY name FOR UPDATE;
+    -- One lookup for each stream whatever the planner knows of the table: the sorted names drive it, so locks are taken in
+    -- their order, and a row that was waited for is read as it is after the wait.
     SELECT coalesce(array_agg(DISTINCT r), '{}'),
            coalesce(jsonb_agg(jsonb_build_object('req', r, 'what', 'stream', 'name', n, 'actual', a)), '[]')
         INTO bad, failed
         FROM (SELECT s.r, s.n, coalesce(t.version, -1) AS a
-              FROM unnest(s_req, s_name, s_version) AS s (r, n, v) LEFT JOIN es.stream t ON t.name = s.n
+              FROM (SELECT r, n, v FROM unnest(s_req, s_name, s_version) AS u (r, n, v) ORDER BY n) AS s
+                   LEFT JOIN LATERAL (SELECT version FROM es.stream WHERE name = s.n FOR UPDATE) AS t ON true
               WHERE coalesce(t.version, -1) <> s.v) AS wrong;
     IF extra IS NOT NULL THEN
         PERFORM es.lock_effects(extra);

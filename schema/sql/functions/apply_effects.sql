@@ -14,6 +14,10 @@ BEGIN
             WHERE c.name = part->>0 AND c.value <> part->>1
               AND NOT EXISTS (SELECT 1 FROM jsonb_array_elements(coalesce(item->'release', '[]')) r
                               WHERE r->>0 = c.name AND r->>1 = c.holder) LIMIT 1;
+        IF NOT FOUND THEN  -- nor may the request itself ask for two values
+            SELECT t->>1 AS value, t->>2 AS holder INTO known FROM jsonb_array_elements(item->'take') t
+                WHERE t->>0 = part->>0 AND t->>1 <> part->>1 LIMIT 1;
+        END IF;
         IF FOUND THEN
             RETURN jsonb_build_object('what', 'claim', 'name', part->>0, 'holder', known.holder, 'value', known.value);
         END IF;
@@ -37,9 +41,10 @@ BEGIN
     UPDATE es.counter c SET value = s.value::bigint, ceiling = (ceilings->>s.key)::bigint
         FROM jsonb_each_text(sums) s WHERE c.name = s.key;
     DELETE FROM es.timer t USING jsonb_array_elements_text(coalesce(item->'clear', '[]')) c WHERE t.id = c;
-    INSERT INTO es.timer (id, due_at, key, type, payload)
-        SELECT t->>0, clock_timestamp() + make_interval(secs => (t->>1)::float8), t->>2, t->>3, decode(t->>4, 'hex')
-        FROM jsonb_array_elements(coalesce(item->'timers', '[]')) t
+    INSERT INTO es.timer (id, due_at, key, type, payload)  -- set twice, the last one counts
+        SELECT DISTINCT ON (t->>0)
+               t->>0, clock_timestamp() + make_interval(secs => (t->>1)::float8), t->>2, t->>3, decode(t->>4, 'hex')
+        FROM jsonb_array_elements(coalesce(item->'timers', '[]')) WITH ORDINALITY AS e (t, o) ORDER BY t->>0, o DESC
         ON CONFLICT (id) DO UPDATE SET due_at = excluded.due_at, key = excluded.key, type = excluded.type,
                                        payload = excluded.payload;
     RETURN NULL;

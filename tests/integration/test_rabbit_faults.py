@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import pytest
@@ -51,8 +51,13 @@ class Log:
         await delivery.ack()
 
     async def until(self, wanted: set[str]) -> None:
+        missing, looked = set(wanted), 0
         async with asyncio.timeout(STEADY_S):
-            while not wanted <= set(self.bodies):
+            while True:
+                missing.difference_update(self.bodies[looked:])
+                looked = len(self.bodies)
+                if not missing:
+                    return
                 self._came.clear()
                 await self._came.wait()
 
@@ -68,12 +73,9 @@ async def send(transport: RabbitTransport, to: Address, body: str) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def until(true: Callable[[], bool | Awaitable[bool]], seconds: float = STEADY_S) -> None:
+async def until(true: Callable[[], bool], seconds: float = STEADY_S) -> None:
     async with asyncio.timeout(seconds):
-        while True:
-            answer = true()
-            if answer if isinstance(answer, bool) else await answer:
-                return
+        while not true():
             await asyncio.sleep(0.05)
 
 
@@ -148,11 +150,14 @@ async def test_a_broker_that_is_killed_keeps_what_it_confirmed(node: RabbitMQ) -
                     return
                 await send(transport, to, f"{name}-{number}")
                 confirmed.append(f"{name}-{number}")
+                await asyncio.sleep(0.01)
 
         clients = [asyncio.create_task(client(name)) for name in range(20)]
         await until(lambda: len(confirmed) > 500)
+        # RabbitMQ 3.10 leaves a quorum queue without a leader for ever when it is killed within a second of its declaration.
+        await asyncio.sleep(3.0)
         await asyncio.to_thread(node.kill)
-        assert not transport.healthy or await until(lambda: not transport.healthy) is None
+        await until(lambda: not transport.healthy)
         with pytest.raises((BrokerAway, PublishUnknown)):
             await transport.publish(to, WireMessage(headers={}, body=b""))
         await asyncio.to_thread(node.start)
@@ -195,12 +200,15 @@ async def test_a_nack_says_that_nothing_was_sent(node: RabbitMQ) -> None:
                 for _ in range(50):
                     await transport.publish(to, WireMessage(headers={}, body=b"more"))
                     await asyncio.sleep(0.1)
+            sending = asyncio.create_task(send(transport, to, "last"))
+            await asyncio.sleep(0.3)
+            assert not sending.done()  # full it stays until somebody takes
+            log = Log()
+            await transport.consume(to, log)
+            await sending
+            await log.until({"first", "last"})
         finally:
             await ctl(node, "clear_policy", "full")
-        await send(transport, to, "last")
-        log = Log()
-        await transport.consume(to, log)
-        await log.until({"first", "last"})
 
 
 async def test_a_broker_that_takes_nothing_for_now(node: RabbitMQ) -> None:

@@ -80,6 +80,11 @@ class Cloud:
             primaries=[primary], public_key="k", proof=proof(TOKEN, "host-1", "k")), kind="report")
         return cloud
 
+    async def another(self) -> Cloud:
+        """A second handlers process over the same log."""
+        runtime = Runtime(self.store, self.transport, installation="inst", token=TOKEN)  # type: ignore[arg-type] # a double
+        return Cloud(self.store, runtime, self.transport, self.zone_id)
+
     async def handle(self, message: Message, *, kind: str, id: UUID | None = None) -> None:  # noqa: A002 - the envelope's word
         """Deliver a message as the consumer would."""
         await self.runtime.handle(Envelope(id=id or uuid4(), type=message.TYPE, kind=kind, body=encode(message)))

@@ -138,6 +138,19 @@ async def test_a_second_job_on_a_busy_volume_is_refused() -> None:
     assert await cloud.ends(first) == ["job.completed"]
 
 
+async def test_two_handlers_with_old_knowledge_do_not_both_take_a_busy_volume() -> None:
+    cloud = await Cloud.start()
+    await store_of(cloud)
+    volume = await volume_of(cloud)
+    other = await cloud.another()
+    assert await cloud.ends(await other.send(UpdateVolume(id=volume, name="n"))) == ["job.completed"]  # it knows the volume now
+    first = await cloud.send(CreateSnapshot(volume_id=volume))
+    second = await other.send(CreateSnapshot(volume_id=volume))
+    assert await cloud.ends(second) == ["job.failed"]
+    await cloud.settle()
+    assert await cloud.ends(first) == ["job.completed"]
+
+
 async def test_async_backup_ends_on_primary_and_a_second_job_backs_up() -> None:
     cloud = await Cloud.start()
     await store_of(cloud)
@@ -154,6 +167,7 @@ async def test_async_backup_ends_on_primary_and_a_second_job_backs_up() -> None:
 async def test_a_timer_sends_the_order_again_without_a_new_row() -> None:
     cloud = await Cloud.start()
     job = await cloud.send(CreateVolume(name="v", size=1))
+    assert list(await cloud.store.timers()) == [f"job-{job}/work"]
     head = await cloud.store.head()
     await cloud.fire(job)
     assert await cloud.store.head() == head

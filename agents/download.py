@@ -7,11 +7,11 @@ to decompress, to send credentials, and to trust a Content-Length.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,12 +26,13 @@ from agents.motion.base import Progress
 from agents.motion.direct import leave_nothing, part_size
 from agents.url_guard import Target, UrlGuard
 from schema.agent import FetchImage
-from schema.failure import BadParameter, WorkRetryable
+from schema.failure import BadParameter, Failed, WorkRetryable
 from schema.image import ImageRef, Manifest
 
 REDIRECTS = 3
 STALL_S = 60.0
 """Seconds without a byte after which a transfer is given up (and tried again): there is no limit on the whole."""
+CONNECT_S = 15.0
 IN_FLIGHT = 4
 """Parts being uploaded while the next is read."""
 SLICE = 1 << 20
@@ -70,20 +71,22 @@ def parse_checksum(text: str) -> tuple[str, str] | None:
     return name, matched[2].lower()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def opened(url: str, guard: UrlGuard) -> AsyncIterator[aiohttp.ClientResponse]:
     """The final answer of a URL, each hop checked and pinned. Raises BadParameter or WorkRetryable."""
     base = ""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=STALL_S)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
     for _ in range(REDIRECTS + 1):
         target = await guard.check(url, base=base)
         connector = aiohttp.TCPConnector(resolver=_Pinned(target), use_dns_cache=False, force_close=True)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False, auto_decompress=False,
-                                         cookie_jar=aiohttp.DummyCookieJar()) as session:
+                                         cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=SLICE) as session:
             headers = {"Accept-Encoding": "identity", "User-Agent": "storebus"}
             async with session.get(target.url, allow_redirects=False, headers=headers) as answer:
                 if answer.status in (301, 302, 303, 307, 308):
                     base, url = target.url, answer.headers.get("Location", "")
+                    if not url:
+                        raise BadParameter("the server redirects and does not say where", field="url")
                     continue
                 _accept(answer)
                 yield answer
@@ -121,11 +124,19 @@ class Download:
         try:
             async with opened(self.order.url, self.guard) as answer:
                 return await self._store(answer, checksum)
+        except aiohttp.ConnectionTimeoutError:
+            raise WorkRetryable(f"the server does not take a connection within {CONNECT_S:.0f} s", field="url",
+                                remedy="it is tried again") from None
         except TimeoutError:
             raise WorkRetryable(f"no byte came for {STALL_S:.0f} s", field="url", remedy="it is tried again") from None
         except aiohttp.ClientPayloadError:
             raise WorkRetryable(f"the connection broke after {self.received} bytes: truncated", field="url",
                                 remedy="it is tried again") from None
+        except aiohttp.ClientSSLError as error:
+            raise BadParameter(f"no trusted connection to {error.host} can be made", field="url",
+                               remedy="use an address whose certificate is valid") from None
+        except aiohttp.ClientResponseError:  # its text holds the whole URL, which after a redirect may be a signed one
+            raise WorkRetryable("the server answers in a way that is not HTTP", field="url", remedy="it is tried again") from None
         except (aiohttp.ClientError, OSError) as error:
             raise WorkRetryable(f"the server cannot be reached: {error}", field="url", remedy="it is tried again") from None
 
@@ -135,7 +146,7 @@ class Download:
         if self.total > order.max_bytes:
             raise BadParameter(f"the image has {self.total} bytes; at most {order.max_bytes} are taken", field="url")
         size = part_size(self.total or order.max_bytes, self.store.limits)
-        upload = await self.store.begin(order.key, part_size=size)
+        upload = await self._begun(size)
         try:
             whole, asked, virtual = await self._stream(answer, upload, size, checksum)
             if self.total and self.received != self.total:
@@ -156,6 +167,16 @@ class Download:
             raise
         return ImageRef(store_id=order.store.id, key=order.key, format=order.format, virtual_size=virtual,
                         physical_size=self.received, root=root, sha256=whole)
+
+    async def _begun(self, size: int) -> Upload:
+        """The upload. Cancelled meanwhile, it is ended: nobody else would know of it."""
+        begin = asyncio.ensure_future(self.store.begin(self.order.key, part_size=size))
+        try:
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Failed):
+                await leave_nothing(self.store, await begin, self.order.key)
+            raise
 
     async def _stream(self, answer: aiohttp.ClientResponse, upload: Upload, size: int,
                       checksum: tuple[str, str] | None) -> tuple[str, str, int]:

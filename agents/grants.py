@@ -19,6 +19,7 @@ from bus.errors import BrokerAway, CallTimedOut, NoHandler, PublishUnknown, Unro
 from bus.grant_sealing import unseal
 from bus.rpc import Caller
 from bus.transport import Transport
+from schema.failure import WorkRetryable
 from schema.image import StoreSpec
 from schema.message import Order, Secret
 
@@ -45,7 +46,7 @@ class Grants:
     async def secrets(self, order: Order) -> dict[str, str]:
         """Clear values by the name of the detail that refers to them; asked for anew at each start of the work.
 
-        Waits (bounded) while the vault's service is away; raises what it refuses.
+        Waits (bounded) while the vault's service is away, then raises WorkRetryable; raises what it refuses.
         """
         spec: StoreSpec | None = getattr(order, "store", None)
         names = {name: value for name, value in (spec.details if spec else {}).items() if Secret.is_reference(value)}
@@ -57,9 +58,10 @@ class Grants:
             try:
                 answer = await self._caller.call(SERVICE, request, timeout_s=10)
                 break
-            except (NoHandler, Unroutable, CallTimedOut, BrokerAway, PublishUnknown):
-                if not left:
-                    raise
+            except (NoHandler, Unroutable, CallTimedOut, BrokerAway, PublishUnknown) as away:
+                if not left:  # nothing was begun: the same order may work later
+                    raise WorkRetryable(f"the store's secrets cannot be had: {away}",
+                                        remedy="see whether handlers run") from None
                 await asyncio.sleep(1.0)
         sealed = answer["sealed"]
         return {name: unseal(self._key, base64.b64decode(sealed[ref]),

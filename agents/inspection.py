@@ -1,12 +1,13 @@
 """Inspection: what an image is, seen while its bytes stream by and before anything else reads them.
 
 Owns the verdict: the sniffed format must be the declared one and no other, nothing in it may point outside of it, and its
-virtual size is capped. The parsing is oslo.utils' format inspector (the one that came out of CVE-2024-32498); this file
-refuses to parse images itself, and to interpret compressed or textual bodies at all.
+virtual size is capped. The parsing is oslo.utils' format inspector (the one that came out of CVE-2024-32498) and, for what it
+does not look at, the fixed fields of a qcow2 header. Refuses to interpret compressed or textual bodies at all.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from oslo_utils.imageutils import format_inspector
@@ -16,13 +17,21 @@ from schema.image import ImageFormat
 
 LOOK = 1 << 20
 """Bytes after which the format must be plain."""
+HEAD = 512
 MAGIC = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf\x27\x1c": "7z", b"\x7fELF": "an ELF program", b"%PDF": "PDF",
+    b"7z\xbc\xaf\x27\x1c": "7z", b"\x04\x22\x4d\x18": "lz4", b"LZIP": "lzip", b"\x5d\x00\x00": "lzma", b"\x1f\x9d": "compress",
+    b"Rar!\x1a": "rar", b"\x7fELF": "an ELF program", b"%PDF": "PDF",
 }
-TEXT = (b"<!doctype", b"<html", b"<?xml", b"<head", b"{", b"# disk descriptorfile", b"#!")
+TAR_AT, TAR = 257, b"ustar"
+TEXT = (b"<!doctype", b"<!--", b"<html", b"<?xml", b"<head", b"<body", b"{", b"# disk descriptorfile", b"#!")
 PARTITIONED = "gpt"
 """A partition table (oslo names MBR so too) is what a raw disk looks like inside."""
+_QCOW2 = struct.Struct(">4sIQIIQIIQQII")
+"""magic, version, backing offset and length, cluster bits, size, encryption, L1 size, L1 offset, refcount table's offset and
+clusters, snapshots."""
+_CORRUPT = 2
+"""Incompatible feature bit 1: qemu itself found it broken."""
 
 
 class Inspection:
@@ -39,8 +48,8 @@ class Inspection:
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
         """The next bytes. Blocking: called in a thread."""
         data = bytes(chunk)
-        if len(self._head) < 512:
-            self._head += data[:512 - len(self._head)]
+        if len(self._head) < HEAD:
+            self._head += data[:HEAD - len(self._head)]
             self._look_at_head()
         for name, inspector in list(self._inspectors.items()):
             try:
@@ -52,13 +61,19 @@ class Inspection:
             self._decide()
 
     def _look_at_head(self) -> None:
-        for magic, name in MAGIC.items():
-            if self._head.startswith(magic):
-                raise BadParameter(f"the URL gives {name}, not a {self.declared} image", field="url",
-                                   remedy="offer the image uncompressed")
-        if self._head.lstrip()[:64].lower().startswith(TEXT):
-            raise BadParameter(f"the URL gives text (HTML, XML, JSON or a script), not a {self.declared} image", field="url",
-                               remedy="give the address of the image itself")
+        found = next((name for magic, name in MAGIC.items() if self._head.startswith(magic)), "")
+        if self._head[TAR_AT:TAR_AT + len(TAR)] == TAR:
+            found = "a tar archive"
+        if found:
+            raise BadParameter(f"the URL gives {found}, not a {self.declared} image", field="url",
+                               remedy="offer the image itself, uncompressed")
+        text = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text[:64].lower().startswith(TEXT) or (len(self._head) == HEAD and _is_text(self._head)):
+            self._refuse_text()
+
+    def _refuse_text(self) -> None:
+        raise BadParameter(f"the URL gives text (HTML, XML, JSON or a script), not a {self.declared} image", field="url",
+                           remedy="give the address of the image itself")
 
     def _matches(self) -> list[str]:
         return sorted(name for name, inspector in self._inspectors.items() if inspector.format_match)
@@ -84,6 +99,36 @@ class Inspection:
         except Exception as error:
             raise BadParameter(f"the image cannot be understood: {error}", field="url") from None
         self._cap(int(inspector.virtual_size))
+        if self.declared is ImageFormat.QCOW2:
+            self._qcow2()
+
+    def _qcow2(self) -> None:
+        """Fields of the header that must agree with each other."""
+        _, version, _, _, bits, size, crypt, l1_size, _, _, _, _ = _QCOW2.unpack_from(self._head)
+        features = int.from_bytes(self._head[72:80], "big") if version >= 3 else 0
+        length = int.from_bytes(self._head[100:104], "big") if version >= 3 else 72
+        cause = ""
+        if crypt:
+            cause = "it is encrypted"
+        elif features & _CORRUPT:
+            cause = "it is marked as corrupt"
+        elif not 9 <= bits <= 21:
+            cause = f"its header says clusters of 2^{bits} bytes"
+        elif length < (104 if version >= 3 else 72) or length > 1 << bits:
+            cause = f"its header says that it has {length} bytes itself"
+        elif l1_size < -(-size // (1 << (2 * bits - 3))):
+            cause = f"its header says {size} bytes and a table for less"
+        if cause:
+            raise BadParameter(f"the image is not safe to use: {cause}", field="url",
+                               remedy="convert it: qemu-img convert -O qcow2")
+
+    def _whole(self) -> None:
+        """The tables that a qcow2 header points at lie within what came."""
+        _, _, _, _, bits, _, _, l1_size, l1_at, refcounts_at, refcounts, _ = _QCOW2.unpack_from(self._head)
+        ends = l1_at + 8 * l1_size, refcounts_at + (refcounts << bits)
+        if max(ends) > self._seen:
+            raise BadParameter(f"the image is truncated: its tables end at byte {max(ends)}, and {self._seen} bytes came",
+                               field="url", remedy="check the file at its source")
 
     def _cap(self, virtual_size: int) -> None:
         if not 0 < virtual_size <= self.max_virtual_size:
@@ -94,6 +139,8 @@ class Inspection:
         """The stream has ended: the virtual size. Raises BadParameter when the image cannot be taken."""
         if self._seen == 0:
             raise BadParameter("the URL gives no bytes at all", field="url")
+        if _is_text(self._head):
+            self._refuse_text()
         for name, inspector in list(self._inspectors.items()):
             try:
                 inspector.finish()
@@ -104,4 +151,10 @@ class Inspection:
             size = -(-self._seen // 512) * 512
             self._cap(size)
             return size
+        self._whole()
         return int(self._inspectors[str(self.declared)].virtual_size)
+
+
+def _is_text(head: bytes) -> bool:
+    """Nothing but printable ASCII and white space: no disk begins so."""
+    return all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head)

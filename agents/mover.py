@@ -1,8 +1,9 @@
 """The mover: the one child process of an agent, in which bytes move. The control process never blocks on them.
 
 Both sides are here: `Mover` (the agent's) and `main` (the child's). They speak JSON lines; secrets travel only down the
-child's standard input. The child dies with its agent. A child that dies or does not obey a cancel is replaced, and what
-it was doing is done again.
+child's standard input, and what the child logs is cleared of them. The child dies with its agent. A child that dies or does
+not obey a cancel is replaced, and what it was doing is done again. `InlineMover` does the same work in the calling process, for
+plug-ins that live in memory.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import contextlib
 import ctypes
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from agents.operations import OPERATIONS
 from agents.toolbox import Toolbox
 from schema.codec import decode
-from schema.failure import Failed, Failure, WorkFailed
+from schema.failure import Failed, Failure, WorkFailed, WorkRetryable
 from schema.message import Order
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,20 @@ OBEY_S = 4.0
 """Seconds that a cancelled task may take before its process is killed."""
 EVERY_S = 0.2
 LINE_MAX = 1 << 20
+CAUSE_MAX = 2000
+"""Characters of a failure's cause that are passed on."""
 OnProgress = Callable[[str, int, int], None]
 
 
 class MoverDied(Exception):
-    """The child ended while it worked: nothing is known of the work but that its bytes have stopped."""
+    """The child ended while it worked: nothing is known of the work but that its bytes have stopped.
+
+    `deliberate` when this side ended it, so that nobody counts it as the work's fault.
+    """
+
+    def __init__(self, *, deliberate: bool = False) -> None:
+        super().__init__("the mover ended")
+        self.deliberate = deliberate
 
 
 class WorkFailure(Failed):
@@ -55,6 +66,7 @@ class Mover:
         self._waiting: dict[int, tuple[asyncio.Future[dict[str, Any]], OnProgress]] = {}
         self._next = 0
         self._starting = asyncio.Lock()
+        self._killed = self._closed = False
 
     @property
     def pid(self) -> int:
@@ -62,7 +74,11 @@ class Mover:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
     async def run(self, order: Order, payload: bytes, secrets: Mapping[str, str], on_progress: OnProgress) -> dict[str, Any]:
-        """Do the order: {"result": ..., "bytes": n}. Raises WorkFailure, MoverDied; cancelled, the bytes stop within 5 s."""
+        """Do the order: {"result": ..., "bytes": n}. Raises WorkFailure, MoverDied.
+
+        Cancelled, the bytes stop within 5 s and this ends as the work did: CancelledError when it stopped and cleaned up, its
+        result or failure when it had ended before, MoverDied when it had to be killed and may have left something.
+        """
         await self._started()
         self._next += 1
         number = self._next
@@ -74,52 +90,70 @@ class Mover:
             try:
                 answer = await asyncio.shield(future)
             except asyncio.CancelledError:
-                await self._stop(number, future)
-                raise
+                answer = await self._stopped(number, future)
+                if "cancelled" in answer:
+                    raise
         finally:
             self._waiting.pop(number, None)
         if "failure" in answer:
             raise WorkFailure(Failure.model_validate(answer["failure"]))
         return answer
 
-    async def _stop(self, number: int, future: asyncio.Future[dict[str, Any]]) -> None:
-        with contextlib.suppress(MoverDied):
-            await self._send({"cancel": number})
+    async def _stopped(self, number: int, future: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+        """Tell the child to stop; its answer. Raises MoverDied when it does not obey."""
+        await self._send({"cancel": number})
         await asyncio.wait([future], timeout=OBEY_S)
         if not future.done():
             log.warning("the mover does not stop: it is replaced", extra={"action": "mover_killed"})
             self.kill()
-        future.cancel()
+            await asyncio.wait([future])  # the kernel ends it, and its reader says so
+        return future.result()
 
     def kill(self) -> None:
         """SIGKILL the child: its sockets close at once."""
         if self._process is not None and self._process.returncode is None:
+            self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
     async def _send(self, message: dict[str, Any]) -> None:
         process = self._process
         if process is None or process.stdin is None or process.returncode is not None:
-            raise MoverDied
+            raise MoverDied(deliberate=self._killed)
         try:
             process.stdin.write(json.dumps(message).encode() + b"\n")
             await process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
-            raise MoverDied from None
+            raise MoverDied(deliberate=self._killed) from None
 
     async def _started(self) -> None:
         async with self._starting:
+            if self._closed:
+                raise MoverDied(deliberate=True)
             if self._process is not None and self._process.returncode is None:
                 return
             if self._reader is not None:
                 await asyncio.gather(self._reader, return_exceptions=True)
+            self._killed = False
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agents.mover", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                limit=LINE_MAX, preexec_fn=_die_with_parent)
-            await self._send({"settings": self._settings})
+                sys.executable, "-m", "agents.mover", str(os.getpid()), stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE, limit=LINE_MAX)
             self._reader = asyncio.create_task(self._read(self._process), name="mover")
+            await self._send({"settings": self._settings})
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            await self._listen(process)
+        except Exception:
+            log.exception("the mover speaks no sense: it is replaced", extra={"action": "mover_killed"})
+            self.kill()
+        await process.wait()
+        for future, _ in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(MoverDied(deliberate=self._killed))
+                future.exception()  # its caller may be gone
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while line := await process.stdout.readline():
             said = json.loads(line)
@@ -131,14 +165,10 @@ class Mover:
                 on_progress(*said["progress"])
             elif not future.done():
                 future.set_result(said)
-        await process.wait()
-        for future, _ in list(self._waiting.values()):
-            if not future.done():
-                future.set_exception(MoverDied())
-                future.exception()  # its caller may be gone
 
     async def aclose(self) -> None:
-        """End the child; what it was doing is found unfinished at the next start."""
+        """End the child for good; what it was doing is found unfinished at the next start."""
+        self._closed = True
         self.kill()
         if self._process is not None:
             await self._process.wait()
@@ -146,18 +176,54 @@ class Mover:
             await asyncio.gather(self._reader, return_exceptions=True)
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+class InlineMover:
+    """Does the work in the calling process: for plug-ins in memory, which a child would not share. Not for bytes that count."""
+
+    def __init__(self, tools: Toolbox) -> None:
+        self._tools = tools
+
+    async def run(self, order: Order, payload: bytes, secrets: Mapping[str, str], on_progress: OnProgress) -> dict[str, Any]:
+        """As Mover.run; a failure is raised as the operation raised it."""
+        moved = 0
+
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal moved
+            moved = max(moved, done)
+            on_progress(stage, done, total)
+
+        result = await OPERATIONS[type(order)](order, self._tools, secrets, progress)
+        return {"result": result.model_dump(mode="json"), "bytes": moved}
+
+    async def aclose(self) -> None:
+        """Nothing is open between orders."""
 
 
 # --- the child's side -----------------------------------------------------------------------------------------------
 
 
+class Redacted(logging.Formatter):
+    """A formatter whose lines hold none of the secrets that are in use, whoever put them there."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(form)
+        self.secrets: list[str] = []
+
+    def clear(self, text: str) -> str:
+        """The text without secrets."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return self.clear(super().format(record))
+
+
 class _Thinned:
     """Progress of one task: at most five lines a second, and the last word is always said."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.moved = number, 0
+    def __init__(self, number: int, say: Callable[[dict[str, Any]], None]) -> None:
+        self.number, self.moved, self._tell = number, 0, say
         self._word: tuple[str, int, int] = ("", 0, 0)
         self._due: asyncio.TimerHandle | None = None
 
@@ -169,15 +235,17 @@ class _Thinned:
 
     def _say(self) -> None:
         self._due = None
-        say({"id": self.number, "progress": list(self._word)})
+        self._tell({"id": self.number, "progress": list(self._word)})
 
 
 class Child:
     """Reads orders, does them side by side, says what became of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: TextIO, redacted: Redacted) -> None:
+        self._out, self._redacted = out, redacted
         self._tools = Toolbox()
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._stopping: set[int] = set()
 
     async def serve(self) -> None:
         """Until standard input ends."""
@@ -191,47 +259,72 @@ class Child:
             elif "cancel" in said:
                 task = self._tasks.get(said["cancel"])
                 if task is not None:
+                    self._stopping.add(said["cancel"])
                     task.cancel()
             else:
                 task = asyncio.create_task(self._do(said))
                 self._tasks[said["id"]] = task
-                task.add_done_callback(partial(self._forget, said["id"]))
+                self._redacted.secrets += said["secrets"].values()
+                task.add_done_callback(partial(self._ended, said))
 
-    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(number, None)
+    def _ended(self, said: dict[str, Any], task: asyncio.Task[None]) -> None:
+        self._tasks.pop(said["id"], None)
+        self._stopping.discard(said["id"])
+        for secret in said["secrets"].values():
+            self._redacted.secrets.remove(secret)
+        if task.cancelled():  # before its first step
+            self._say({"id": said["id"], "cancelled": True})
 
     async def _do(self, said: dict[str, Any]) -> None:
         number = said["id"]
-        progress = _Thinned(number)
+        progress = _Thinned(number, self._say)
         try:
             order = decode(said["type"], said["version"], said["payload"].encode())
             result = await OPERATIONS[type(order)](order, self._tools, said["secrets"], progress)  # type: ignore[index] # orders only
-            say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
+            self._say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
         except asyncio.CancelledError:
-            say({"id": number, "cancelled": True})
+            if number in self._stopping:
+                self._say({"id": number, "cancelled": True})
+            else:  # something within gave up on itself
+                self._fail(number, WorkRetryable("the work was interrupted from within", remedy="it is tried again").failure)
         except Failed as failed:
-            say({"id": number, "failure": failed.failure.model_dump(mode="json")})
+            self._fail(number, failed.failure)
         except Exception as error:
             # Its text may hold anything; the class says enough, and the traceback stays here.
             log.exception("an operation failed in a way that nobody foresaw")
-            failure = WorkFailed(f"internal error: {type(error).__name__}", remedy="see the agent's log").failure
-            say({"id": number, "failure": failure.model_dump(mode="json")})
+            self._fail(number, WorkFailed(f"internal error: {type(error).__name__}", remedy="see the agent's log").failure)
+
+    def _fail(self, number: int, failure: Failure) -> None:
+        cause = self._redacted.clear(failure.cause)[:CAUSE_MAX]
+        self._say({"id": number, "failure": failure.model_copy(update={"cause": cause}).model_dump(mode="json")})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        """One line to the agent. A pipe holds more than is ever said at once; the agent always reads."""
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
 
 
-def say(message: dict[str, Any]) -> None:
-    """One line to the agent. A pipe holds more than is ever said at once; the agent always reads."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+def _die_with(parent: int) -> None:
+    """End when the agent ends, however it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended before this line
+        sys.exit(1)
 
 
 def main() -> None:
     """The child."""
     import uvloop
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s mover %(levelname)s %(message)s")
+    _die_with(int(sys.argv[1]))
+    redacted = Redacted("%(asctime)s mover %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(redacted)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the agent's to handle
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        uvloop.run(Child().serve())
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no word to the agent
+        with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+            uvloop.run(Child(out, redacted).serve())
 
 
 if __name__ == "__main__":

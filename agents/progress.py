@@ -24,6 +24,7 @@ class _Watch:
     rate: float = 0.0
     told: int = 0
     at: float = 0.0
+    ended: bool = False
 
 
 @dataclass
@@ -36,20 +37,28 @@ class ProgressBoard:
         """An order is being done from here on."""
         self._watches[str(order.work_id)] = _Watch(order, at=now)
 
-    def end(self, order: Order) -> None:
-        """It is over: its report says how."""
-        self._watches.pop(str(order.work_id), None)
+    def end(self, order: Order, *, completed: bool) -> None:
+        """It is over: its report says how. Completed work is told of once more, as whole."""
+        watch = self._watches.get(str(order.work_id))
+        if watch is None:
+            return
+        if completed and watch.total:
+            watch.stage, watch.done, watch.ended = "done", watch.total, True
+        else:
+            del self._watches[str(order.work_id)]
 
     def update(self, order: Order, stage: str, done: int, total: int) -> None:
         """What the mover said last."""
         watch = self._watches.get(str(order.work_id))
         if watch is not None:
             watch.stage, watch.total = stage, max(total, watch.total)
-            watch.done = max(watch.done, done)
+            watch.done = max(watch.done, min(done, watch.total) if watch.total else done)
 
     def tick(self, now: float) -> list[WorkProgress]:
         """Once a second: everything that is being done, with its rate since the last tick."""
-        return [self._tell(watch, now) for watch in self._watches.values()]
+        told = [self._tell(watch, now) for watch in self._watches.values()]
+        self._watches = {work: watch for work, watch in self._watches.items() if not watch.ended}
+        return told
 
     def _tell(self, watch: _Watch, now: float) -> WorkProgress:
         spent = max(now - watch.at, 1e-3)
@@ -57,8 +66,9 @@ class ProgressBoard:
         watch.rate = current if watch.told == 0 else (1 - SMOOTH) * watch.rate + SMOOTH * current
         watch.told, watch.at = watch.done, now
         left = watch.total - watch.done
+        whole = watch.total and watch.done >= watch.total and not watch.ended  # acknowledged, not verified yet
         order = watch.order
         return WorkProgress(
             job_id=order.job_id, work_id=order.work_id, attempt=order.attempt, agent=order.agent, stage=watch.stage,
-            bytes=watch.done, total=watch.total, rate=int(watch.rate),
+            bytes=watch.total - 1 if whole else watch.done, total=watch.total, rate=int(watch.rate),
             eta=int(left / watch.rate) if watch.rate >= 1 and left >= 0 and watch.total else None)

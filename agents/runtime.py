@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import IO, Any, Protocol
 from uuid import UUID
 
 from agents.grants import Grants
-from agents.journal import DONE, OPEN, REFUSED, Entry, Journal
+from agents.journal import DONE, OPEN, REFUSED, RELEASED, Entry, Journal
+from agents.leftovers import cleaning
 from agents.mover import MoverDied
 from agents.progress import ProgressBoard
 from bus.envelope import Envelope
@@ -29,7 +31,7 @@ from bus.transport import agent as agent_address
 from bus.transport import progress as progress_address
 from schema.agent import AgentHello, CancelWork, ProviderSpec, ReleaseWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
 from schema.codec import decode, encode
-from schema.failure import Failed, Failure, Refused
+from schema.failure import Failed, Failure, Refused, WorkRetryable
 from schema.ids import derive, partition
 from schema.image import PrimarySpec
 from schema.message import Message, Order, Report
@@ -40,6 +42,8 @@ HELLO_S = 60.0
 REMIND_S = 15.0
 """How often a final report that nobody released is sent again."""
 MOVER_TRIES = 3
+PREFETCH = 32
+CLEAN_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 class Worker(Protocol):
@@ -68,6 +72,39 @@ class AgentConfig:
     transfers: int = 4
 
 
+@dataclass(eq=False)
+class _Run:
+    """One attempt that is being done, and what was asked of it meanwhile."""
+
+    order: Order
+    payload: bytes
+    cancelled: bool = False
+    """Somebody asked it to stop; it reports that it did, or that it had ended before."""
+    superseded: bool = False
+    """A later attempt waits for its end; nobody waits for its report."""
+    dirty: bool = False
+    """A run of it was cut off and may have left something."""
+    finishing: bool = False
+    """The work is over and its report is being written: too late to stop."""
+    task: asyncio.Task[None] | None = None
+
+    def stop(self, *, cancelled: bool = False) -> None:
+        """Interrupt it, once: a second interruption would hit the cleaning."""
+        asked = self.cancelled or self.superseded
+        self.cancelled, self.superseded = self.cancelled or cancelled, self.superseded or not cancelled
+        if not asked and not self.finishing and self.task is not None:
+            self.task.cancel()
+
+    async def ended(self) -> None:
+        """Wait for its end, also when the waiting one is itself asked to stop. Bounded by the mover's patience."""
+        assert self.task is not None
+        try:
+            await asyncio.wait([self.task])
+        except asyncio.CancelledError:
+            await asyncio.wait([self.task])
+            raise
+
+
 @dataclass
 class AgentRuntime:
     """One agent."""
@@ -76,28 +113,27 @@ class AgentRuntime:
     transport: Transport
     worker: Worker
     grants: Grants
-    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _runs: dict[str, _Run] = field(default_factory=dict)
     _board: ProgressBoard = field(default_factory=ProgressBoard)
 
     def __post_init__(self) -> None:
-        self._journal = Journal(self.config.state_dir / "journal.db")
+        self._journal = Journal(self.config.state_dir / "orders.db")
         self._slots = asyncio.Semaphore(self.config.transfers)
         self._lock: IO[str] | None = None
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=4 * PREFETCH)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Lock, resume, say hello, take orders. Raises Refused when this agent runs already."""
         await asyncio.to_thread(self._take_lock)
-        for entry in await self._journal.entries():
-            if entry.state == OPEN:
-                self._begin(_order(entry), entry.payload)
-        self._loops = [asyncio.create_task(work(), name=f"agent-{name}") for name, work in (
+        for entry in await self._journal.entries(OPEN):
+            self._begin(_Run(_order(entry), entry.payload, cancelled=entry.cancelled, dirty=True))
+        self._loops = [asyncio.create_task(loop(), name=f"agent-{name}") for name, loop in (
             ("inbox", self._take_in), ("hello", self._hello), ("remind", self._remind), ("progress", self._tell))]
-        self._consumer = await self.transport.consume(agent_address(self.config.name), self._inbox.put, prefetch=32)
+        self._consumer = await self.transport.consume(agent_address(self.config.name), self._inbox.put, prefetch=PREFETCH)
 
     def _take_lock(self) -> None:
         self.config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +150,7 @@ class AgentRuntime:
             await self._consumer.stop()
         for loop in self._loops:
             loop.cancel()
-        tasks = list(self._tasks.values())
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
         await self.worker.aclose()
         for task in tasks:
             task.cancel()
@@ -142,113 +178,153 @@ class AgentRuntime:
     async def _take(self, delivery: Delivery) -> None:
         envelope = Envelope.read(delivery.message.headers, delivery.message.body)
         order = decode(envelope.type, envelope.version, envelope.body)
+        if not isinstance(order, Order):
+            raise Refused(f"{envelope.type} is not an order", field="type")
+        if order.agent != self.config.name:
+            raise Refused(f"the order is for the agent {order.agent}", field="agent")
         match order:
             case ReleaseWork():
                 await self._journal.release(str(order.work_id), order.attempt)
                 await delivery.ack()
             case CancelWork():
-                await self._cancel(order)
+                known = await self._journal.cancel(order)
                 await delivery.ack()
-            case Order():
-                known = await self._journal.take(order, envelope.body, json.dumps({"key": order.reply_key}))
+                await self._cancel(order, known)
+            case _:
+                before = await self._journal.take(order, envelope.body)
                 hit("agent.after_journal_before_ack")
                 await delivery.ack()
-                await self._answer(order, envelope.body, known)
-            case _:
-                raise Refused(f"{envelope.type} is not an order", field="type")
+                if before is None:
+                    self._begin(_Run(order, envelope.body))
+                else:
+                    await self._answer(order, envelope.body, before)
 
-    async def _answer(self, order: Order, payload: bytes, known: Entry | None) -> None:
-        """A new order is accepted and begun; one that is known is answered with what became of it."""
-        if known is None:
-            await self._send(order, WorkAccepted(**_about(order)))
-            self._begin(order, payload)
-        elif known.attempt > order.attempt:
-            log.info("an older attempt came late: %s", order.work_name, extra={"action": "old_attempt"})
+    async def _answer(self, order: Order, payload: bytes, known: Entry) -> None:
+        """An order that is known is answered with what became of it."""
+        if known.attempt > order.attempt or known.state == RELEASED:
+            log.info("an order came late: %s", order.work_name, extra={"action": "late_order"})
         elif known.state == DONE:
             await self._send_kept(known)
         elif known.state == REFUSED:
             await self._send(order, WorkCancelled(**_about(order)))
-        else:
+        elif known.work_id in self._runs:
             await self._send(order, WorkAccepted(**_about(order)))
+        else:  # journaled, but what came between kept it from being begun
+            self._begin(_Run(order, payload, cancelled=known.cancelled, dirty=True))
 
-    async def _cancel(self, order: CancelWork) -> None:
-        work_id = str(order.work_id)
-        known = await self._journal.find(work_id)
-        if known is None or known.state == REFUSED:
-            await self._journal.refuse(work_id, order.attempt, json.dumps({"key": order.reply_key}))
-            await self._send(order, WorkCancelled(**_about(order)))
+    async def _cancel(self, order: CancelWork, known: Entry) -> None:
+        """`known` is the journal's word after it was told to stop this attempt."""
+        run = self._runs.get(known.work_id)
+        if known.attempt > order.attempt or known.state == RELEASED:
+            log.info("a cancel came late: %s", order.work_name, extra={"action": "late_cancel"})
         elif known.state == DONE:
             await self._send_kept(known)
+        elif known.state == OPEN:
+            if run is None:
+                self._begin(_Run(_order(known), known.payload, cancelled=True, dirty=True))
+            else:
+                run.stop(cancelled=True)  # it reports when its bytes have stopped
         else:
-            await self._journal.cancel(work_id)
-            task = self._tasks.get(work_id)
-            if task is not None:
-                task.cancel()
+            if run is not None:
+                run.stop()  # an earlier attempt
+            await self._send(order, WorkCancelled(**_about(order)))
 
     # --- work ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, order: Order, payload: bytes) -> None:
-        work_id = str(order.work_id)
-        before = self._tasks.get(work_id)
-        self._tasks[work_id] = task = asyncio.create_task(self._work(order, payload, before), name=f"work-{order.work_name}")
-        task.add_done_callback(lambda done: self._tasks.pop(work_id, None) if self._tasks.get(work_id) is done else None)
+    def _begin(self, run: _Run) -> None:
+        work_id = str(run.order.work_id)
+        before = self._runs.get(work_id)
+        self._runs[work_id] = run
+        run.task = asyncio.create_task(self._work(run, before), name=f"work-{run.order.work_name}")
+        run.task.add_done_callback(lambda _: self._runs.pop(work_id) if self._runs.get(work_id) is run else None)
 
-    async def _work(self, order: Order, payload: bytes, before: asyncio.Task[None] | None) -> None:
-        if before is not None:  # an earlier attempt of this work still ends
-            before.cancel()
-            await asyncio.gather(before, return_exceptions=True)
+    async def _work(self, run: _Run, before: _Run | None) -> None:
+        order = run.order
         try:
-            report = await self._done(order, payload)
+            report = await self._done(run, before)
         except asyncio.CancelledError:
-            known = await self._journal.find(str(order.work_id))
-            if known is None or not known.cancelled:
+            if not run.cancelled and not run.superseded:
                 raise  # the agent stops; the journal has it open
+            _uncancelled()
             report = WorkCancelled(**_about(order))
+        except Failed as failed:
+            report = WorkFailed(**_about(order), failure=failed.failure)
+        except Exception as error:
+            log.exception("work ended in a way that nobody foresaw", extra={"action": "work_broke"})
+            report = WorkFailed(**_about(order), failure=Failure(
+                cause=f"internal error: {type(error).__name__}", remedy="see the agent's log"))
+        if run.dirty and not isinstance(report, WorkCompleted):
+            report = await self._clean(run, report)
+        run.finishing = True
         hit("agent.after_work_before_report")
-        await asyncio.shield(asyncio.ensure_future(self._finish(order, report)))
+        await self._finish(order, report)
 
-    async def _done(self, order: Order, payload: bytes) -> Report:
-        known = await self._journal.find(str(order.work_id))
-        if known is not None and known.cancelled:
-            return await self._clean_cancelled(order, payload)
+    async def _done(self, run: _Run, before: _Run | None) -> Report:
+        order = run.order
+        if before is not None:  # an earlier attempt of this work still ends: its bytes stop first
+            before.stop()
+            await before.ended()
+        if run.cancelled:
+            return WorkCancelled(**_about(order))
+        await self._send(order, WorkAccepted(**_about(order)))
         async with self._slots:
             self._board.begin(order, asyncio.get_running_loop().time())
+            completed = False
             try:
-                return await self._try(order, payload)
-            except Failed as failed:
-                return WorkFailed(**_about(order), failure=failed.failure)
+                secrets = await self.grants.secrets(order)
+                answer = await self._try(run, order, run.payload, secrets)
+                completed = True
             finally:
-                self._board.end(order)
+                self._board.end(order, completed=completed)
+        return WorkCompleted(**_about(order), result=answer["result"], bytes=answer["bytes"])
 
-    async def _clean_cancelled(self, order: Order, payload: bytes) -> Report:
-        """Cancelled, then this process died: the leftovers of that run are this agent's to remove."""
-        from agents.leftovers import cleaning
-
-        clean = cleaning(order)
-        if clean is not None:
-            await self.worker.run(clean, encode(clean), await self.grants.secrets(order), lambda *_: None)
-        return WorkCancelled(**_about(order))
-
-    async def _try(self, order: Order, payload: bytes) -> Report:
-        secrets = await self.grants.secrets(order)
-        for _ in range(MOVER_TRIES):
+    async def _try(self, run: _Run, order: Order, payload: bytes, secrets: Mapping[str, str]) -> dict[str, Any]:
+        """Let the mover do an order, again when it dies of it. Raises Failed, CancelledError when it was stopped."""
+        deaths = 0
+        while deaths < MOVER_TRIES:
             hit("agent.before_work")
             try:
-                answer = await self.worker.run(
+                return await self.worker.run(
                     order, payload, secrets, lambda stage, done, total: self._board.update(order, stage, done, total))
-            except MoverDied:
-                log.warning("the mover died during %s: it is done again", order.TYPE, extra={"action": "mover_died"})
+            except MoverDied as died:
+                run.dirty = True
+                if order is run.order and (run.cancelled or run.superseded):
+                    raise asyncio.CancelledError from None
+                deaths += not died.deliberate
+                log.warning("the mover died during %s", order.TYPE, extra={"action": "mover_died"})
                 await asyncio.sleep(0.2)
-                continue
-            return WorkCompleted(**_about(order), result=answer["result"], bytes=answer["bytes"])
-        return WorkFailed(**_about(order), failure=Failure(
-            cause=f"the process that moves bytes died {MOVER_TRIES} times", remedy="see the agent's log", retryable=True))
+        raise WorkRetryable(f"the process that moves bytes died {MOVER_TRIES} times", remedy="see the agent's log")
+
+    async def _clean(self, run: _Run, report: Report) -> Report:
+        """Remove what a run that was cut off may have left: it had no chance to do so itself. The report to give then."""
+        order = cleaning(run.order)
+        if order is None:
+            return report
+        failure = Failure(cause="it was not tried")
+        for pause in CLEAN_PAUSES_S:
+            try:
+                await self._try(run, order, encode(order), await self.grants.secrets(order))
+                return report
+            except Failed as failed:
+                failure = failed.failure
+                log.warning("what an interrupted run left is not removed yet: %s", failure.cause, extra={"action": "clean_waits"})
+                await asyncio.sleep(pause)
+        said = report.failure if isinstance(report, WorkFailed) else Failure(cause="The work was stopped")
+        return WorkFailed(**_about(run.order), failure=said.model_copy(update={
+            "cause": f"{said.cause}. What it left could not be removed: {failure.cause}"}))
 
     async def _finish(self, order: Order, report: Report) -> None:
         """Journaled before it is sent: from here on it is sent until it is released."""
         body = encode(report)
-        await self._journal.finish(str(order.work_id), report.TYPE, body)
-        await self._send(order, report)
+        while True:
+            try:
+                wanted = await self._journal.finish(order, report.TYPE, body)
+                break
+            except sqlite3.Error:  # a full disk: nothing may be said that a restart would not know
+                log.exception("a report could not be journaled", extra={"action": "journal_failed"})
+                await asyncio.sleep(1.0)
+        if wanted:
+            await self._send(order, report)
         hit("agent.after_report_before_release")
 
     # --- reports out --------------------------------------------------------------------------------------------
@@ -257,28 +333,27 @@ class AgentRuntime:
         await self._publish(report, encode(report), order.reply_key)
 
     async def _send_kept(self, entry: Entry) -> None:
-        report = decode(entry.report_type, 1, entry.report)
-        await self._publish(report, entry.report, json.loads(entry.headers)["key"])
+        await self._publish(decode(entry.report_type, 1, entry.report), entry.report, entry.reply_key)
 
     async def _publish(self, report: Message, body: bytes, key: str) -> None:
         """Send a report; what cannot be sent now is reminded of later, or asked for by the job's timer."""
-        work_id = getattr(report, "work_id", None) or self.config.zone_id
-        envelope = Envelope(id=derive(work_id, f"{getattr(report, 'attempt', 0)}/{report.TYPE}"), type=report.TYPE, kind="report",
-                            body=body, key=key, correlation=getattr(report, "job_id", None))
+        about = report if isinstance(report, Report) else None
+        named = derive(about.work_id, f"{about.attempt}/{report.TYPE}") if about else derive(self.config.zone_id, key)
+        envelope = Envelope(id=named, type=report.TYPE, version=report.VERSION, kind="report", body=body, key=key,
+                            correlation=about.job_id if about else None)
         try:
             await self.transport.publish(work(partition(key)), WireMessage(headers=envelope.headers(), body=body))
         except (BrokerAway, PublishUnknown, Unroutable) as away:
             log.info("a report waits: %s", away, extra={"action": "report_waits"})
 
     async def _remind(self) -> None:
-        while True:
-            await asyncio.sleep(REMIND_S)
+        while True:  # at once: what an earlier process of this agent had to say comes first
             await _shielded(self._remind_once)
+            await asyncio.sleep(REMIND_S)
 
     async def _remind_once(self) -> None:
-        for entry in await self._journal.entries():
-            if entry.state == DONE:
-                await self._send_kept(entry)
+        for entry in await self._journal.entries(DONE):
+            await self._send_kept(entry)
 
     async def _hello(self) -> None:
         config = self.config
@@ -315,11 +390,18 @@ async def _shielded(call: Callable[[], Awaitable[None]]) -> None:
         log.exception("it is tried again later", extra={"action": "agent_loop_failed"})
 
 
+def _uncancelled() -> None:
+    """This task was interrupted and goes on: what it awaits from here on must not take it for cancelled."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
 def _about(order: Order) -> dict[str, Any]:
     return {"job_id": order.job_id, "work_id": order.work_id, "attempt": order.attempt, "agent": order.agent}
 
 
 def _order(entry: Entry) -> Order:
-    order = decode(entry.type, 1, entry.payload)
+    order = decode(entry.type, entry.version, entry.payload)
     assert isinstance(order, Order)
     return order

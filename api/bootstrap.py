@@ -207,6 +207,8 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
             parts = await stack.enter_async_context(shared(settings, dsn, "up"))
             running = Roles()
             stack.push_async_callback(running.close)
+            if server is not None:
+                running.run("postgres", server.keep())
             zone_id = await roles.handlers(parts, running)
             await roles.log_role(parts, running)
             await roles.agents(parts, running, zone_id, ("storage", "kvm"))

@@ -27,9 +27,10 @@ from api.http import HttpListener
 from api.settings import Settings
 from api.system import System
 from bus.consumer import PartitionConsumer
+from bus.dead_letters import DeadLetters
 from bus.errors import StoreAway
 from bus.event_store import EventStore
-from bus.forwarder import Forwarder
+from bus.forwarder import Forwarder, Identify, Principal, everyone, only
 from bus.read_model import PostgresReadModel
 from bus.relay import Relay
 from bus.rpc import serve
@@ -54,15 +55,26 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
     await runtime.catch_up()
     zone_id = await create_zone(runtime, parts.settings.zone)
     consumer = PartitionConsumer(parts.store, parts.transport, runtime.handle, member=parts.member)
-    forwarder = Forwarder(parts.store, parts.transport)
+    forwarder = Forwarder(parts.store, parts.transport, _identify(parts))
+    dead_letters = DeadLetters(parts.store, parts.transport)
     server = await serve(parts.transport, SERVICE, Grants(parts.store, parts.vault))
     running.at_stop(server.aclose)
     await consumer.start()
     running.at_stop(consumer.stop)
     await forwarder.start()
     running.at_stop(forwarder.stop)
+    await dead_letters.start()
+    running.at_stop(dead_letters.stop)
     running.health["handlers"] = lambda: "" if consumer.ready else "not every partition has its consumer yet"
     return zone_id
+
+
+def _identify(parts: Parts) -> Identify:
+    """Who the broker's users are. Without a broker every command comes from this process."""
+    if not parts.transport.durable:
+        return lambda user: Principal(user or "system", "root")
+    pairs = [entry.partition("=") for entry in parts.settings.amqp_users.split(",") if entry]
+    return only({user.strip(): tenant.strip() or "root" for user, _, tenant in pairs}) if pairs else everyone
 
 
 async def log_role(parts: Parts, running: Roles) -> None:

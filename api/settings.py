@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
     parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
+    amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "
+                            "the broker lets in, in the tenant root.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
     log_format: str = Field("text", description="text or json.")
     failpoints: str = Field("", description="For fault tests: name=kill,name=raise,name=sleep:S at named places of the code.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
@@ -47,9 +47,14 @@ Identify = Callable[[str], Principal | None]
 """Broker's validated user -> principal; None: not one of ours."""
 
 
-def everyone(user: str) -> Principal:
-    """Every user that the broker let in, under its own name. An empty one is the broker's administrator of this host."""
-    return Principal(user or "system", "root")
+def everyone(user: str) -> Principal | None:
+    """Every user that the broker let in, under its own name. A message without one says nothing of its sender: nobody."""
+    return Principal(user, "root") if user else None
+
+
+def only(users: Mapping[str, str]) -> Identify:
+    """The broker's users named, each with its tenant, and nobody else."""
+    return lambda user: Principal(user, users[user]) if user in users else None
 
 
 class Forwarder:

@@ -235,6 +235,21 @@ class PostgresServer:
         logs = sorted((self.root / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
         return logs[-1].read_text(errors="replace")[-500:].strip() if logs else "it left no log"
 
+    async def keep(self) -> None:
+        """Watch over it: a server that ends by itself is started again, with a pause that grows. Runs until cancelled."""
+        pause = 0.2
+        while True:
+            assert self._process is not None
+            status = await self._process.wait()
+            log.error("the database server ended (%s): it is started again", status, extra={"action": "postgres_restarts"})
+            try:
+                await self.start()
+                pause = 0.2
+            except (Unavailable, OSError) as away:
+                log.error("%s", away, extra={"action": "postgres_waits"})
+                pause = min(pause * 2, 10.0)
+            await asyncio.sleep(pause)
+
     async def stop(self, *, how: signal.Signals = signal.SIGINT) -> None:
         """A fast, clean stop (SIGQUIT: `immediate`, as a crash). Twice is fine."""
         if self._process is None or self._process.returncode is not None:

@@ -14,6 +14,7 @@ import logging
 import zlib
 from collections.abc import Awaitable
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError, PublishError
@@ -107,6 +108,8 @@ class RabbitTransport:
 
     def __init__(self, url: str, *, canary_s: float = CANARY_S) -> None:
         self._url = url
+        self._login = unquote(urlsplit(url).username or "guest")
+        """Sent with every message: the broker refuses a message that claims to be somebody else's."""
         self.canary_s = canary_s
         self._lanes: list[_Lane] = []
         self._consumers: set[RabbitConsumer] = set()
@@ -187,7 +190,7 @@ class RabbitTransport:
             raise self._away() if self._started else BrokerAway("the transport was not started")
         properties = Basic.Properties(
             content_type="application/json", delivery_mode=1 if transient else 2, headers=dict(message.headers),
-            message_id=uuid4().hex,  # new for each attempt: returned messages are matched by it
+            user_id=self._login, message_id=uuid4().hex,  # new for each attempt: returned messages are matched by it
             reply_to=message.reply_to or None, correlation_id=message.correlation_id or None,
             expiration=str(int(message.expiration_s * 1000)) if message.expiration_s is not None else None)
         self._flying += 1

@@ -1,8 +1,9 @@
 """Migrations: the database brought to this version's shape, in order, once, under a lock, refusing drift.
 
-A migration is a folder under `schema/sql/migrations/` holding a file `objects` with the paths of SQL files, one a line, in
-order; its checksum is over their text as applied. What was applied is recorded and never changes: a later version adds a
-migration. Owns the ledger `es.migration`. Refuses to guess: a checksum that differs stops everything.
+A migration is a file `schema/sql/migrations/NNNN_name.list` with the paths of SQL files, one a line, in order; its checksum
+is over their text as applied. What was applied is recorded and never changes: a later version adds a migration, and an object
+that changes does so in a file of its own. Owns the ledger `storebus_migration`. Refuses to guess: a checksum that differs
+stops everything.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from uuid import uuid4
 
 import asyncpg
 
-from bus.errors import LogBroken, StoreAway
+from bus.errors import LogBroken
+from bus.event_store_connection import AWAY, CONNECT_S, away, refused
+from bus.sql import query
 from schema.failure import Denied, Failed
 from schema.ids import PARTITIONS
 
 LOCK = 727400
 """Advisory lock: two migrations never run at once."""
+MIGRATE_S = 600.0
 ROOT = resources.files("schema") / "sql"
 
 
@@ -56,44 +60,58 @@ async def migrate(dsn: str, *, new_epoch: bool = False) -> list[str]:
 
     `new_epoch`: after a restore, so that readers whose checkpoints are ahead stop instead of skipping.
     """
-    try:
-        connection = await asyncpg.connect(dsn, timeout=15)
-    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
-        raise StoreAway(f"Postgres does not answer: {error}", remedy="start it, or check STOREBUS_DATABASE_URL") from None
+    connection = await _connected(dsn)
     try:
         return await _apply(connection, new_epoch)
     except asyncpg.InsufficientPrivilegeError as error:
-        raise Denied(f"the database user may not migrate: {error}",
+        raise Denied(f"the database user may not migrate: {error}", field="STOREBUS_DATABASE_URL",
                      remedy="give it CREATEROLE and ownership of the database, or migrate as such a user") from None
+    except AWAY as error:
+        raise away(error) from None
     finally:
         await connection.close()
 
 
+async def _connected(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+    try:
+        return await asyncpg.connect(dsn, timeout=CONNECT_S, command_timeout=MIGRATE_S)
+    except AWAY as error:
+        raise away(error) from None
+    except asyncpg.PostgresError as error:
+        raise refused(error) from None
+
+
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], new_epoch: bool) -> list[str]:
+    """All or nothing: one transaction, which waits for whoever migrates at the same time."""
+    steps = migrations()
     applied = []
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(query("migration_lock"), LOCK)
         await connection.execute((ROOT / "ledger.sql").read_text())
-        known = {row["name"]: row["checksum"] for row in await connection.fetch("TABLE storebus_migration")}
-        for step in migrations():
-            if step.name in known:
-                if known[step.name] != step.checksum:
-                    raise Drift(f"migration {step.name} was applied with other SQL than this version's",
-                                remedy="run the version that migrated this database, or restore it")
-                continue
-            await connection.execute(step.sql)
-            await connection.execute("INSERT INTO storebus_migration (name, checksum) VALUES ($1, $2)", step.name, step.checksum)
-            applied.append(step.name)
-        ahead = set(known) - {step.name for step in migrations()}
-        if ahead:
-            raise Drift(f"the database has migrations that this version does not know: {', '.join(sorted(ahead))}",
-                        remedy="upgrade this role")
-        await connection.execute((ROOT / "installation.sql").read_text().replace("$PARTITIONS", str(PARTITIONS)).replace(
-            "$ID", str(uuid4())))
+        known = {row["name"]: row["checksum"] for row in await connection.fetch(query("doctor_migrations"))}
+        _refuse_drift(steps, known)
+        for step in steps:
+            if step.name not in known:
+                await connection.execute(step.sql)
+                await connection.execute(query("migration_applied"), step.name, step.checksum)
+                applied.append(step.name)
+        await connection.execute(query("make_installation"), uuid4(), PARTITIONS)
         if new_epoch:
-            await connection.execute("UPDATE es.installation SET epoch = epoch + 1")
-        partitions = await connection.fetchval("SELECT partitions FROM es.installation")
+            await connection.execute(query("new_epoch"))
+        partitions = await connection.fetchval(query("partitions"))
         if partitions != PARTITIONS:
-            raise LogBroken(f"this installation has {partitions} partitions, this version works with {PARTITIONS}")
-        await connection.fetchval("SELECT es.make_partitions()")
+            raise LogBroken(f"this installation has {partitions} partitions, this version works with {PARTITIONS}",
+                            remedy="partitions are fixed when an installation is made; run the version that made it")
+        await connection.fetchval(query("make_partitions"))
     return applied
+
+
+def _refuse_drift(steps: list[Migration], known: dict[str, str]) -> None:
+    for step in steps:
+        if known.get(step.name, step.checksum) != step.checksum:
+            raise Drift(f"migration {step.name} was applied with other SQL than this version's",
+                        remedy="run the version that migrated this database, or restore it")
+    ahead = sorted(set(known) - {step.name for step in steps})
+    if ahead:
+        raise Drift(f"the database has migrations that this version does not know: {', '.join(ahead)}",
+                    remedy="upgrade this role")

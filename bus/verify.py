@@ -12,8 +12,7 @@ from typing import Any
 
 import asyncpg
 
-from bus.errors import StoreAway
-from bus.read_model import AWAY
+from bus.event_store_connection import ANSWER_S, AWAY, CONNECT_S, away, refused
 from bus.sql import query
 
 PAGE = 5000
@@ -34,7 +33,7 @@ class _Walk:
         self.findings: list[Finding] = []
         self.heads: dict[str, int] = {}
         self.claims: dict[tuple[str, str], str] = {}
-        self.counters: dict[str, list[int | None]] = {}
+        self.counters: dict[str, tuple[int, int | None]] = {}
         self.at = 0
 
     def say(self, where: str, what: str) -> None:
@@ -55,7 +54,10 @@ class _Walk:
             self.say(place, f"version {version} follows version {head}")
         self.heads[stream] = max(version, head)
         if row["effects"]:
-            self.effects(json.loads(row["effects"]))
+            try:
+                self.effects(json.loads(row["effects"]))
+            except (ValueError, KeyError, TypeError):
+                self.say(place, "its claims and counters cannot be read")
 
     def effects(self, done: dict[str, Any]) -> None:
         """Claims and counters that the row's request changed."""
@@ -64,26 +66,28 @@ class _Walk:
         for name, value, holder in done["take"]:
             self.claims[name, holder] = value
         for name, delta, ceiling, lift in done["counters"]:
-            counter = self.counters.setdefault(name, [0, None])
-            counter[0] = (counter[0] or 0) + delta
-            if lift:
-                counter[1] = None
-            if ceiling is not None:
-                counter[1] = ceiling
+            value, most = self.counters.get(name, (0, None))
+            self.counters[name] = (value + delta, ceiling if ceiling is not None else None if lift else most)
 
 
 async def verify(dsn: str) -> list[Finding]:
-    """Everything wrong with the log and what is kept with it; empty when all is well. Raises StoreAway."""
+    """Everything wrong with the log and what is kept with it; empty when all is well. Raises StoreAway, Denied, LogBroken."""
     try:
-        connection = await asyncpg.connect(dsn, timeout=15)
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_S, command_timeout=ANSWER_S)
     except AWAY as error:
-        raise StoreAway(f"Postgres does not answer: {error}", remedy="start it, or check STOREBUS_DATABASE_URL") from None
+        raise away(error) from None
+    except asyncpg.PostgresError as error:
+        raise refused(error) from None
     try:
         # One snapshot for everything: a log that grows meanwhile is compared with itself.
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             return await _verify(connection)
+    except AWAY as error:
+        raise away(error) from None
+    except asyncpg.PostgresError as error:
+        raise refused(error) from None
     finally:
-        await connection.close()
+        await connection.close(timeout=5)
 
 
 async def _verify(connection: asyncpg.Connection[asyncpg.Record]) -> list[Finding]:
@@ -107,15 +111,15 @@ async def _kept(connection: asyncpg.Connection[asyncpg.Record], walk: _Walk) -> 
         head = walk.heads.pop(row["name"], -1)
         if row["version"] != head:
             walk.say(f"stream {row['name']}", f"its head says version {row['version']}, the log has {head}")
-    for name in walk.heads:
-        walk.say(f"stream {name}", "its head is missing")
+    for name, head in walk.heads.items():
+        walk.say(f"stream {name}", f"its head is missing, the log has version {head}")
     held = {(row["name"], row["holder"]): row["value"] for row in await connection.fetch(query("claims"))}
-    for name, holder in held.keys() | walk.claims.keys():
+    for name, holder in sorted(held.keys() | walk.claims.keys()):
         if held.get((name, holder)) != walk.claims.get((name, holder)):
             found, wanted = held.get((name, holder)), walk.claims.get((name, holder))
             walk.say(f"claim {name}", f"{holder} holds {found!r}, the log says {wanted!r}")
-    counters = {row["name"]: [row["value"], row["ceiling"]] for row in await connection.fetch(query("counters"))}
-    for name in counters.keys() | walk.counters.keys():
-        value, fold = counters.get(name, [0, None]), walk.counters.get(name, [0, None])
+    counters = {row["name"]: (row["value"], row["ceiling"]) for row in await connection.fetch(query("counters"))}
+    for name in sorted(counters.keys() | walk.counters.keys()):
+        value, fold = counters.get(name, (0, None)), walk.counters.get(name, (0, None))
         if value != fold:
             walk.say(f"counter {name}", f"it is {value[0]} of {value[1]}, the log says {fold[0]} of {fold[1]}")

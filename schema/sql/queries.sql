@@ -98,3 +98,17 @@ SELECT current_setting('server_version') AS version, to_regclass('public.storebu
        current_setting('full_page_writes') AS full_page_writes
 -- name: doctor_migrations
 SELECT name, checksum FROM public.storebus_migration
+-- name: migration_lock
+SELECT pg_advisory_xact_lock($1)
+-- name: migration_applied
+INSERT INTO public.storebus_migration (name, checksum) VALUES ($1, $2)
+-- name: make_installation
+INSERT INTO es.installation (id, partitions, epoch) VALUES ($1, $2, 1) ON CONFLICT DO NOTHING
+-- name: partitions
+SELECT partitions FROM es.installation
+-- name: new_epoch
+-- Readers whose state was restored together with the log (relay, projector) go on in the new epoch. Groups of subscribers
+-- (sub/...) had effects elsewhere, perhaps of rows that are gone: they stop, and somebody decides.
+WITH moved AS (UPDATE es.installation SET epoch = epoch + 1 RETURNING epoch)
+UPDATE es.checkpoint SET epoch = moved.epoch FROM moved
+WHERE name NOT LIKE 'sub/%' AND position <= coalesce((SELECT max(position) FROM es.event), 0)

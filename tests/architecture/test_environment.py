@@ -15,7 +15,6 @@ ENVIRONMENT = {
 """Who may touch os.environ, and why."""
 
 SQL = {
-    "bus/migrate.py": "begins, ends and locks the transactions in which it runs the .sql files; creates what they need to exist",
     "bus/postgres_server.py": "creates the database of the embedded server, before any file could be run in it",
     "bus/read_model.py": "SET ROLE of its connections",
     "agents/journal.py": "the agent's journal is SQLite, private to its file, and the product's SQL folder is Postgres'",

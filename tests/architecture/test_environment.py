@@ -16,7 +16,7 @@ ENVIRONMENT = {
 
 SQL = {
     "bus/postgres_server.py": "creates the database of the embedded server, before any file could be run in it",
-    "bus/read_model.py": "SET ROLE of its connections",
+    "bus/read_model.py": "calls the functions of schema/sql/projections by name, and SET ROLE of its connections",
     "agents/journal.py": "the agent's journal is SQLite, private to its file, and the product's SQL folder is Postgres'",
 }
 """Who may hold SQL in Python, and why. The statements of the log and of the read tables are files of schema/sql/."""

@@ -23,6 +23,12 @@ MAGIC = {
     b"7z\xbc\xaf\x27\x1c": "7z", b"\x04\x22\x4d\x18": "lz4", b"LZIP": "lzip", b"\x5d\x00\x00": "lzma", b"\x1f\x9d": "compress",
     b"Rar!\x1a": "rar", b"\x7fELF": "an ELF program", b"%PDF": "PDF",
 }
+DISKS = {
+    b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"COWD": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vhd", b"QED\0": "qed",
+    b"LUKS\xba\xbe": "luks",
+}
+"""Beginnings of disk formats: no raw disk begins so, whether the rest makes sense or not."""
+VDI_AT, VDI = 64, b"\x7f\x10\xda\xbe"
 TAR_AT, TAR = 257, b"ustar"
 TEXT = (b"<!doctype", b"<!--", b"<html", b"<?xml", b"<head", b"<body", b"{", b"# disk descriptorfile", b"#!")
 PARTITIONED = "gpt"
@@ -67,6 +73,11 @@ class Inspection:
         if found:
             raise BadParameter(f"the URL gives {found}, not a {self.declared} image", field="url",
                                remedy="offer the image itself, uncompressed")
+        if self.declared is ImageFormat.RAW:
+            disk = next((name for magic, name in DISKS.items() if self._head.startswith(magic)), "")
+            disk = "vdi" if self._head[VDI_AT:VDI_AT + len(VDI)] == VDI else disk
+            if disk:
+                self._refuse_format(disk)
         text = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
         if text[:64].lower().startswith(TEXT) or (len(self._head) == HEAD and _is_text(self._head)):
             self._refuse_text()
@@ -74,6 +85,10 @@ class Inspection:
     def _refuse_text(self) -> None:
         raise BadParameter(f"the URL gives text (HTML, XML, JSON or a script), not a {self.declared} image", field="url",
                            remedy="give the address of the image itself")
+
+    def _refuse_format(self, what: str) -> None:
+        raise BadParameter(f"the image is declared {self.declared} and is {what}", field="format",
+                           remedy="register it with its own format")
 
     def _matches(self) -> list[str]:
         return sorted(name for name, inspector in self._inspectors.items() if inspector.format_match)
@@ -83,9 +98,7 @@ class Inspection:
         found = [name for name in self._matches() if name != PARTITIONED]
         wanted = [] if self.declared is ImageFormat.RAW else [str(self.declared)]
         if found != wanted:
-            what = " and ".join(found) or "no known format"
-            raise BadParameter(f"the image is declared {self.declared} and is {what}", field="format",
-                               remedy="register it with its own format")
+            self._refuse_format(" and ".join(found) or "no known format")
         if wanted:
             self._safe(self._inspectors[str(self.declared)])
 

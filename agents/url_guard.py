@@ -103,7 +103,11 @@ class UrlGuard:
 
     async def check(self, url: str, *, base: str = "") -> Target:
         """The target of a URL (or of a redirect from `base`). Raises BadParameter naming what is wrong."""
-        url = urljoin(base, url) if base else url
+        _refuse_odd_text(url)  # before it is joined: joining would drop some of it
+        try:
+            url = urljoin(base, url) if base else url
+        except ValueError as error:
+            raise BadParameter(f"it cannot be parsed: {error}", field="url") from None
         host, port = self._parts(url)
         literal = _literal(host)
         addresses = [str(literal)] if literal is not None else await self._resolve(host)
@@ -114,8 +118,6 @@ class UrlGuard:
         return Target(url, host, port, tuple(addresses))
 
     def _parts(self, url: str) -> tuple[str, int]:
-        if len(url) > MAX_URL or any(ord(char) < 33 or ord(char) == 127 for char in url) or "\\" in url:
-            raise BadParameter("it is too long, or holds spaces, control characters or backslashes", field="url")
         try:
             parts = urlsplit(url)
             port, client = parts.port, URL(url)
@@ -148,6 +150,11 @@ class UrlGuard:
             if port not in PORTS:
                 raise BadParameter(f"port {port} is not fetched from", field="url",
                                    remedy="use 80 or 443, or allow it with STOREBUS_DOWNLOAD_ALLOW")
+
+
+def _refuse_odd_text(url: str) -> None:
+    if len(url) > MAX_URL or any(ord(char) < 33 or ord(char) == 127 for char in url) or "\\" in url:
+        raise BadParameter("it is too long, or holds spaces, control characters or backslashes", field="url")
 
 
 def _refuse_odd_literal(host: str) -> None:

@@ -59,13 +59,20 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+OPTIONAL = "(optional)"
+"""In a skip's reason: the test wants what nobody has to have (a second Postgres). It is listed, and fails no run."""
 _skipped: list[str] = []
+_optional: set[str] = set()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember what was skipped (an expected failure is not a skip)."""
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skipped.append(report.nodeid)
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if OPTIONAL in reason:
+            _optional.add(reason.removeprefix("Skipped: "))
+        else:
+            _skipped.append(report.nodeid)
 
 
 @pytest.hookimpl(trylast=True)
@@ -76,7 +83,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say why a run without a failed test failed."""
+    """What is optional and was not there; and why a run without a failed test failed."""
+    for reason in sorted(_optional):
+        terminalreporter.write_line(f"not run: {reason}")
     if REQUIRED and _skipped:
         terminalreporter.section("skipped where nothing may be", sep="!")
         for node in _skipped:

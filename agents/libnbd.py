@@ -15,8 +15,8 @@ from schema.failure import Unavailable, WorkRetryable
 INSTALL = "apt-get install --no-install-recommends libnbd0"
 HOLE, ZERO = 1, 2
 """Flags of base:allocation."""
-STATUS_SPAN = 1 << 30
-"""Bytes asked about by one block-status request (the protocol's limit is 4 GiB)."""
+STATUS_SPAN = (1 << 32) - (1 << 16)
+"""Bytes of one block-status or zero request: the protocol's limit is 4 GiB - 1."""
 MAX_REQUEST = 16 << 20
 """Bytes of one read or write."""
 
@@ -83,6 +83,13 @@ class Connection:
         text = self._lib.nbd_get_error()
         return WorkRetryable(f"block export: {what}: {text.decode(errors='replace') if text else 'unknown error'}")
 
+    @property
+    def _open(self) -> int:
+        """The handle; a closed one would be a null pointer for the library."""
+        if not self._handle:
+            raise WorkRetryable("block export: the connection is closed")
+        return int(self._handle)
+
     def _ok(self, result: int, what: str) -> int:
         if result < 0:
             raise self._error(what)
@@ -91,32 +98,36 @@ class Connection:
     @property
     def multi(self) -> bool:
         """Whether several connections see one another's flushed writes."""
-        return bool(self._lib.nbd_can_multi_conn(self._handle) == 1)
+        return bool(self._lib.nbd_can_multi_conn(self._open) == 1)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer from `offset`."""
         start = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if len(buffer) else 0
         for at in range(0, len(buffer), MAX_REQUEST):
             length = min(MAX_REQUEST, len(buffer) - at)
-            self._ok(self._lib.nbd_pread(self._handle, start + at, length, offset + at, 0), "read")
+            self._ok(self._lib.nbd_pread(self._open, start + at, length, offset + at, 0), "read")
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write; durable after `flush`."""
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         for at in range(0, len(view), MAX_REQUEST):
-            piece = bytes(view[at:at + MAX_REQUEST])
-            self._ok(self._lib.nbd_pwrite(self._handle, piece, len(piece), offset + at, 0), "write")
+            piece = view[at:at + MAX_REQUEST]
+            if piece.readonly:  # ctypes lends no address of those
+                self._ok(self._lib.nbd_pwrite(self._open, bytes(piece), len(piece), offset + at, 0), "write")
+            else:
+                start = ctypes.addressof(ctypes.c_char.from_buffer(piece))
+                self._ok(self._lib.nbd_pwrite(self._open, start, len(piece), offset + at, 0), "write")
 
     def zero(self, offset: int, length: int) -> None:
         """Make a run read as zeros."""
         while length > 0:
             step = min(length, STATUS_SPAN)
-            self._ok(self._lib.nbd_zero(self._handle, step, offset, 0), "zero")
+            self._ok(self._lib.nbd_zero(self._open, step, offset, 0), "zero")
             offset, length = offset + step, length - step
 
     def flush(self) -> None:
         """Everything written is on stable storage."""
-        self._ok(self._lib.nbd_flush(self._handle, 0), "flush")
+        self._ok(self._lib.nbd_flush(self._open, 0), "flush")
 
     def extents(self) -> list[Extent]:
         """The device's allocation, neighbours of one kind joined."""
@@ -133,7 +144,7 @@ class Connection:
 
             callback = _ExtentCallback(_EXTENT(on_extents), None, None)
             span = min(STATUS_SPAN, self.size - at)
-            self._ok(self._lib.nbd_block_status(self._handle, span, at, callback, 0), "block status")
+            self._ok(self._lib.nbd_block_status(self._open, span, at, callback, 0), "block status")
             if not runs:
                 runs.append((span, False))  # the server tells nothing: all of it is data
             for length, zero in runs:

@@ -134,8 +134,9 @@ class Layout:
         index = max(0, bisect_right(self._starts, first) - 1)
         while index < len(self.runs) and self.runs[index].guest < end:
             run = self.runs[index]
-            for guest in range(max(first, run.guest), min(end, run.guest + run.count)):
-                entries[guest - first] = ((self.data_at + run.at + guest - run.guest) * CLUSTER) | COPIED
+            low, high = max(first, run.guest), min(end, run.guest + run.count)
+            place = ((self.data_at + run.at + low - run.guest) * CLUSTER) | COPIED
+            entries[low - first:high - first] = array("Q", range(place, place + (high - low) * CLUSTER, CLUSTER))
             index += 1
         entries.byteswap()
         return entries.tobytes()

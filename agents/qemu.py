@@ -1,32 +1,44 @@
 """qemu's programs: argument lists, explicit formats, resource limits, and an end that comes with ours.
 
-Owns how they are started, waited for and stopped. Refuses to guess a format and to use a shell. A process started here
-dies when this process does (PR_SET_PDEATHSIG), so an image is never held by something nobody remembers.
+Owns how they are started, waited for and stopped. Refuses to guess a format and to use a shell. Every program is started
+through util-linux's `setpriv` and `prlimit`, so that nothing of ours runs between fork and exec: it dies when this process
+does (PR_SET_PDEATHSIG), and an image is never held by something nobody remembers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
+import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Unavailable, WorkFailed, WorkRetryable
 
 INSTALL = "apt-get install --no-install-recommends qemu-utils qemu-system-common"
-LOOK_BYTES, LOOK_S = 1 << 30, 30
-"""Address space and processor seconds of a program that looks at an image somebody else made."""
+LOOK_BYTES = 1 << 30
+"""Address space of a program that looks at an image somebody else made."""
+LOOK_S, CHECK_S = 30, 300
+"""Processor seconds to look at an image, to check all of its tables."""
+RUN_S = 900.0
+"""Wall-clock seconds of any program that is not an export."""
 START_S = 15.0
-_libc = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
+STOP_S = 10.0
+STALE_S = 60.0
+"""Age at which a socket folder that nobody holds is taken for one of a dead process."""
+SAID_BYTES = 4096
+"""How much of an exporting program's words is kept."""
+_PREFIX = "sb-nbd-"
+Arguments = Callable[[Path], list[str]]
+"""Makes an exporting program's command line from its private folder."""
 
 
 def installed() -> list[str]:
@@ -34,49 +46,68 @@ def installed() -> list[str]:
     return [name for name in ("qemu-img", "qemu-nbd", "qemu-storage-daemon") if shutil.which(name) is None]
 
 
-def _child(limited: bool) -> Callable[[], None]:
-    def become() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if limited:
-            resource.setrlimit(resource.RLIMIT_AS, (LOOK_BYTES, LOOK_BYTES))
-            resource.setrlimit(resource.RLIMIT_CPU, (LOOK_S, LOOK_S))
-
-    return become
-
-
-async def run(*arguments: str, limited: bool = False) -> str:
-    """Run a program to its end; its output. Raises WorkFailed with its own words, WorkRetryable when the disk is locked."""
+async def _start(arguments: Sequence[str], *, look_s: int = 0, output: bool = False) -> asyncio.subprocess.Process:
+    wrap = ["setpriv", "--pdeathsig", "KILL"]
+    if look_s:
+        wrap += ["prlimit", f"--as={LOOK_BYTES}", f"--cpu={look_s}", "--core=0"]
+    for program in ("setpriv", "prlimit", arguments[0]):
+        if shutil.which(program) is None:
+            raise Unavailable(f"{program} is not installed", field="qemu", remedy=f"{INSTALL} util-linux")
+    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(
+        *wrap, *arguments, stdin=none, stdout=pipe if output else none, stderr=pipe))
     try:
-        process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            preexec_fn=_child(limited))
-    except FileNotFoundError:
-        raise Unavailable(f"{arguments[0]} is not installed", field="qemu", remedy=INSTALL) from None
-    try:
-        out, err = await process.communicate()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        return await to_the_end(starting)
+    except asyncio.CancelledError:
+        if not starting.cancelled() and starting.exception() is None:
+            await _kill(starting.result())
         raise
-    if process.returncode != 0:
-        raise failed(arguments[0], err.decode(errors="replace"))
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """End it now; wait for it, and for its pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await to_the_end(process.communicate())
+
+
+async def run(*arguments: str, look_s: int = 0, accept: Collection[int] = (0,)) -> str:
+    """Run a program to its end; its output. With `look_s` it has that many processor seconds and LOOK_BYTES of memory.
+
+    Raises WorkFailed with its own words when it ends otherwise than `accept` says, WorkRetryable when the disk is locked or
+    the program does not end. Cancelled, it is killed and waited for.
+    """
+    process = await _start(arguments, look_s=look_s, output=True)
+    try:
+        async with asyncio.timeout(RUN_S):
+            out, err = await process.communicate()
+    except BaseException as error:
+        await _kill(process)
+        if isinstance(error, TimeoutError):
+            raise WorkRetryable(f"{arguments[0]} does not end", remedy="see whether the primary store answers") from None
+        raise
+    if process.returncode not in accept:
+        raise failed(arguments[0], err.decode(errors="replace"), process.returncode or 0)
     return out.decode(errors="replace")
 
 
-def failed(program: str, said: str) -> WorkFailed:
+def failed(program: str, said: str, status: int = 1) -> WorkFailed:
     """What a program said, as a failure."""
     text = said.strip().replace("\n", "; ")[-400:]
-    if "lock" in text:
+    if "lock" in text and ("Failed to get" in text or "Is another process using" in text):
         return WorkRetryable(f"the disk is in use by another process ({program}: {text})", remedy="stop what uses it")
     if "No space left" in text:
         return WorkFailed(f"the primary store is full ({program}: {text})", remedy="free space, or add a store")
-    return WorkFailed(f"{program}: {text}")
+    if status in (-signal.SIGXCPU, -signal.SIGKILL) or "annot allocate memory" in text:
+        return WorkFailed(f"{program} needs more memory or time than looking at an image may take ({text or status})",
+                          remedy="convert the image with qemu-img convert before it is registered")
+    return WorkFailed(f"{program}: {text or f'ended with {status}'}")
 
 
 async def info(path: str, form: str) -> dict[str, Any]:
     """`qemu-img info` of a disk nobody needs to trust, as an object."""
-    found: dict[str, Any] = json.loads(await run("qemu-img", "info", "-U", "-f", form, "--output=json", path, limited=True))
+    found: dict[str, Any] = json.loads(
+        await run("qemu-img", "info", "-U", "-f", form, "--output=json", path, look_s=LOOK_S))
     return found
 
 
@@ -85,60 +116,99 @@ class Export:
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process, self.folder = process, folder
+        self._said = bytearray()
+        self._listener = asyncio.create_task(self._listen())
 
     @property
     def socket(self) -> str:
         """Path of the socket."""
         return str(self.folder / "s")
 
+    async def _listen(self) -> None:
+        """Keep the end of what it says: a full pipe would stop it."""
+        assert self.process.stderr is not None
+        while chunk := await self.process.stderr.read(SAID_BYTES):
+            self._said += chunk
+            del self._said[:-SAID_BYTES]
+
     async def ready(self) -> None:
-        """Wait until it listens. Raises with the program's own words when it ends instead."""
-        for _ in range(int(START_S / 0.01)):
-            if self.process.returncode is not None:
-                assert self.process.stderr is not None
-                said = (await self.process.stderr.read()).decode(errors="replace")
-                raise failed("block export", said or "it ended at once")
-            if (self.folder / "s").exists():
+        """Wait for its pid file, which both programs write when the export is there, not only the socket.
+
+        Raises with the program's own words when it ends instead."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            if (self.folder / "pid").exists():
                 return
-            await asyncio.sleep(0.01)
+            if self.process.returncode is not None:
+                await self._listener
+                raise failed("block export", self._said.decode(errors="replace"), self.process.returncode)
+            await asyncio.sleep(0.005)
         raise WorkRetryable("the block export does not come up", remedy="see whether the host is overloaded")
 
     async def stop(self) -> None:
-        """An orderly end: qemu writes its metadata; SIGKILL after 10 s."""
+        """An orderly end: qemu writes its metadata; SIGKILL after STOP_S."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self.process.wait(), 10)
+                await asyncio.wait_for(self.process.wait(), STOP_S)
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        await self._listener
 
 
 @contextlib.asynccontextmanager
-async def export(arguments: Callable[[str], list[str]]) -> AsyncIterator[Export]:
-    """Run an exporting program while this is open; `arguments` makes its command line from the socket's path."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="sb-nbd-"))
+async def _private_folder() -> AsyncIterator[Path]:
+    """A folder for this user only, locked as long as it is used, gone afterwards."""
+    folder, lock = await in_thread(_make_folder)
     try:
-        command = arguments(str(folder / "s"))
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            preexec_fn=_child(limited=False))
-    except FileNotFoundError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise Unavailable("qemu's tools are not installed", field="qemu", remedy=INSTALL) from None
-    one = Export(process, folder)
-    try:
-        await one.ready()
-        yield one
+        yield folder
     finally:
-        await asyncio.shield(asyncio.ensure_future(one.stop()))
+        await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        os.close(lock)
 
 
-def daemon(path: str, form: str, *, writable: bool) -> Callable[[str], list[str]]:
+def _make_folder() -> tuple[Path, int]:
+    base = tempfile.gettempdir()
+    if len(base) > 70:
+        base = "/tmp"  # noqa: S108 - a socket's path has at most 107 bytes; mkdtemp makes a private folder
+    _remove_stale(Path(base))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _remove_stale(base: Path) -> None:
+    """Folders of processes that were killed: nobody holds their lock."""
+    for folder in base.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+            if time.time() - folder.stat().st_mtime < STALE_S:
+                continue
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@contextlib.asynccontextmanager
+async def export(arguments: Arguments) -> AsyncIterator[Export]:
+    """Run an exporting program while this is open. Raises Unavailable, WorkRetryable and WorkFailed."""
+    async with _private_folder() as folder:
+        one = Export(await _start(arguments(folder)), folder)
+        try:
+            await one.ready()
+            yield one
+        finally:
+            await to_the_end(one.stop())
+
+
+def daemon(path: str, form: str, *, writable: bool, connections: int) -> Arguments:
     """qemu-storage-daemon serving a disk's live content."""
-    def arguments(socket: str) -> list[str]:
+    def arguments(folder: Path) -> list[str]:
         file = {"driver": "file", "node-name": "file", "filename": path, "read-only": not writable}
         disk = {"driver": form, "node-name": "disk", "file": "file", "read-only": not writable}
         if form == "qcow2":
@@ -147,17 +217,24 @@ def daemon(path: str, form: str, *, writable: bool) -> Callable[[str], list[str]
             file["discard"] = disk["discard"] = "unmap"
         serve = {"type": "nbd", "id": "export", "node-name": "disk", "name": "", "writable": writable}
         return ["qemu-storage-daemon", "--blockdev", json.dumps(file), "--blockdev", json.dumps(disk),
-                "--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=0",
-                "--export", json.dumps(serve)]
+                "--nbd-server", f"addr.type=unix,addr.path={_option(folder / 's')},max-connections={connections}",
+                "--export", json.dumps(serve), "--pidfile", str(folder / "pid")]
 
     return arguments
 
 
-def snapshot(path: str, tag: str) -> Callable[[str], list[str]]:
+def snapshot(path: str, tag: str, *, connections: int) -> Arguments:
     """qemu-nbd serving an internal snapshot, read-only: qemu-storage-daemon cannot open one."""
-    return lambda socket: ["qemu-nbd", "-r", "-t", "-f", "qcow2", "-l", f"snapshot.name={tag}", "-k", socket, "-e", "32", path]
+    return lambda folder: ["qemu-nbd", "-r", "-t", "-f", "qcow2", "-l", f"snapshot.name={_option(tag)}",
+                           "-k", str(folder / "s"), "-e", str(connections), f"--pid-file={folder / 'pid'}", path]
 
 
-def worker_threads() -> int:
-    """How many threads a transfer may keep busy."""
-    return max(4, os.cpu_count() or 1)
+def image_options(path: str) -> str:
+    """A qcow2 disk as qemu-img's --image-opts: the format is said, never guessed."""
+    return f"driver=qcow2,file.driver=file,file.filename={_option(path)}"
+
+
+def _option(value: str | Path) -> str:
+    """A value inside a comma-separated option: commas are doubled."""
+    return str(value).replace(",", ",,")
+

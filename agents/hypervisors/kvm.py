@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from agents import libnbd, qemu
 from agents.hypervisors.base import Extent
+from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
 
@@ -24,6 +25,10 @@ T = TypeVar("T")
 
 CONNECTIONS = 4
 """Connections of one open disk; each is used by one thread at a time."""
+FOREIGN_SNAPSHOTS = 32
+"""Snapshots inside an image from elsewhere that are dropped one by one; more are refused."""
+LEAKS = 3
+"""What `qemu-img check` ends with when space is lost but no data is wrong."""
 CLUSTER = "cluster_size=65536,lazy_refcounts=off"
 
 
@@ -41,9 +46,13 @@ class NbdDevice:
     @classmethod
     async def connect(cls, socket: str, count: int) -> NbdDevice:
         """Open `count` connections, or one where the server does not promise that several agree."""
-        first = await asyncio.to_thread(libnbd.Connection, socket)
-        more = count - 1 if first.multi else 0
-        return cls([first, *[await asyncio.to_thread(libnbd.Connection, socket) for _ in range(more)]])
+        opening = asyncio.ensure_future(asyncio.to_thread(_connect, socket, count))
+        try:
+            return cls(await to_the_end(opening))
+        except asyncio.CancelledError:
+            if opening.exception() is None:
+                _close(opening.result())
+            raise
 
     @contextlib.asynccontextmanager
     async def _one(self) -> AsyncIterator[libnbd.Connection]:
@@ -55,12 +64,7 @@ class NbdDevice:
 
     async def _thread(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run a blocking call in our threads; a cancelled caller still waits for it, since the buffer is its own."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments))
 
     async def extents(self) -> Sequence[Extent]:
         """See BlockDevice."""
@@ -94,10 +98,25 @@ class NbdDevice:
             await self._thread(connection.flush)
 
     async def aclose(self) -> None:
-        """Disconnect."""
-        for connection in self._all:
-            await asyncio.get_running_loop().run_in_executor(self._threads, connection.close)
+        """Disconnect. No call is running any more: each was waited for."""
+        await asyncio.to_thread(_close, self._all)
         self._threads.shutdown(wait=False)
+
+
+def _connect(socket: str, count: int) -> list[libnbd.Connection]:
+    made = [libnbd.Connection(socket)]
+    try:
+        while made[0].multi and len(made) < count:
+            made.append(libnbd.Connection(socket))
+    except BaseException:
+        _close(made)
+        raise
+    return made
+
+
+def _close(connections: list[libnbd.Connection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 class KvmHypervisor:
@@ -114,20 +133,14 @@ class KvmHypervisor:
         if format is not ImageFormat.QCOW2:
             raise WorkFailed(f"a disk here is qcow2, not {format}")
         found = await qemu.info(path, "qcow2")
-        details = found.get("format-specific", {}).get("data", {})
-        for name in ("backing-filename", "full-backing-filename"):
-            if found.get(name):
-                raise WorkFailed("the image has a backing file", remedy="flatten it before it is registered")
-        if details.get("data-file"):
-            raise WorkFailed("the image keeps its data in another file", remedy="convert it before it is registered")
-        if found.get("encrypted"):
-            raise WorkFailed("the image is encrypted", remedy="decrypt it before it is registered")
+        _refuse(found)
+        await qemu.run("qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS))
         for inner in found.get("snapshots", []):  # somebody else's snapshots would be carried along for ever
             await self.drop_snapshot(path, inner["name"])
         size = int(found["virtual-size"])
         if grow_to > size:
-            await qemu.run("qemu-img", "resize", "-q", "-f", "qcow2", path, str(grow_to))
-            size = grow_to
+            await qemu.run("qemu-img", "resize", "-q", "-f", "qcow2", path, str(grow_to), look_s=qemu.LOOK_S)
+            size = -(-grow_to // 512) * 512  # as qemu rounds
         return size
 
     @contextlib.asynccontextmanager
@@ -138,27 +151,30 @@ class KvmHypervisor:
             raise WorkFailed("a snapshot cannot be written")
         if not await asyncio.to_thread(os.path.exists, path):
             raise WorkFailed(f"the disk {Path(path).name} is not there")
-        how = qemu.snapshot(path, tag) if tag else qemu.daemon(path, str(format), writable=writable)
+        if tag and tag not in await self.snapshots(path):
+            raise WorkFailed(f"the disk has no snapshot {tag}")
+        how = (qemu.snapshot(path, tag, connections=CONNECTIONS) if tag else
+               qemu.daemon(path, str(format), writable=writable, connections=CONNECTIONS))
         async with qemu.export(how) as export:
             device = await NbdDevice.connect(export.socket, CONNECTIONS)
             try:
                 yield device
             finally:
-                await asyncio.shield(asyncio.ensure_future(device.aclose()))
+                await to_the_end(device.aclose())
 
     async def take_snapshot(self, path: str, tag: str) -> None:
         """See Hypervisor."""
         if tag not in await self.snapshots(path):
-            await qemu.run("qemu-img", "snapshot", "--image-opts", _options(path), "-c", tag)
-            await asyncio.to_thread(_sync, path)
+            await qemu.run("qemu-img", "snapshot", "--image-opts", qemu.image_options(path), "-c", tag)
+            await in_thread(_sync, path)
 
     async def drop_snapshot(self, path: str, tag: str) -> None:
         """See Hypervisor."""
         if not await asyncio.to_thread(os.path.exists, path):
             return
         if tag in await self.snapshots(path):
-            await qemu.run("qemu-img", "snapshot", "--image-opts", _options(path), "-d", tag)
-            await asyncio.to_thread(_sync, path)
+            await qemu.run("qemu-img", "snapshot", "--image-opts", qemu.image_options(path), "-d", tag)
+            await in_thread(_sync, path)
 
     async def snapshots(self, path: str) -> list[str]:
         """See Hypervisor."""
@@ -170,9 +186,18 @@ class KvmHypervisor:
         return int(found["virtual-size"]), int(found["actual-size"])
 
 
-def _options(path: str) -> str:
-    """The disk as qemu's image options: the format is said, never guessed. Commas in a path are doubled."""
-    return f"driver=qcow2,file.driver=file,file.filename={path.replace(',', ',,')}"
+def _refuse(found: dict[str, Any]) -> None:
+    """What an image from elsewhere must not have. Raises WorkFailed."""
+    details = found.get("format-specific", {}).get("data", {})
+    if found.get("backing-filename") or found.get("full-backing-filename"):
+        raise WorkFailed("the image has a backing file", remedy="flatten it before it is registered")
+    if details.get("data-file"):
+        raise WorkFailed("the image keeps its data in another file", remedy="convert it before it is registered")
+    if found.get("encrypted"):
+        raise WorkFailed("the image is encrypted", remedy="decrypt it before it is registered")
+    if len(found.get("snapshots", [])) > FOREIGN_SNAPSHOTS:
+        raise WorkFailed(f"the image holds more than {FOREIGN_SNAPSHOTS} snapshots of its own",
+                         remedy="remove them with qemu-img convert before it is registered")
 
 
 def _sync(path: str) -> None:

@@ -8,6 +8,7 @@ compared with its manifest. Memory is workers times the part size. Cancelled or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
@@ -20,14 +21,18 @@ from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion.base import Progress
 from agents.qcow2 import Layout
+from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, WorkFailed
 from schema.image import ImageFormat, ImageRef, Manifest
 
 WORKERS = 6
 PART = 8 << 20
 """Bytes of a part, unless the store or the object's size asks for more."""
+BUFFERS = 96 << 20
+"""Bytes of parts in memory at once: larger parts are written by fewer workers, one at least."""
 RANGE = 4 << 20
 """Bytes of one ranged read."""
+BAD_OBJECT = "restore another snapshot, and check the store"
 
 
 class FastDevice(Protocol):
@@ -52,15 +57,18 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
                       part: int | None = None) -> ImageRef:
     """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then."""
     progress("scan", 0, 0)
-    layout = Layout(device.size, await device.extents())
+    extents = await device.extents()
+    layout = await asyncio.to_thread(Layout, device.size, extents)
+    del extents
     size = part_size(layout.size, store.limits, part)
     count = -(-layout.size // size)
     digests: list[str] = [""] * count
-    upload = await store.begin(key, part_size=size)
+    upload: Upload | None = None
     done = 0
 
     async def one(number: int) -> None:
         nonlocal done
+        assert upload is not None
         offset = number * size
         buffer = await _fill(device, layout, offset, min(size, layout.size - offset))
         digest, _ = await asyncio.gather(asyncio.to_thread(_sha256, buffer), upload.part(number + 1, buffer))
@@ -69,7 +77,14 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         progress("write", done, layout.size)
 
     try:
-        await _parallel(count, workers, one)
+        beginning = asyncio.ensure_future(store.begin(key, part_size=size))
+        try:
+            upload = await to_the_end(beginning)
+        except asyncio.CancelledError:
+            if not beginning.cancelled() and beginning.exception() is None:
+                upload = beginning.result()  # begun after all: nobody else would know of it
+            raise
+        await _parallel(count, max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, layout.size)
         await upload.complete(layout.size)
         root = manifests.root_of(digests)
@@ -89,7 +104,7 @@ async def _fill(device: BlockDevice, layout: Layout, offset: int, length: int) -
     buffer = bytearray(length)
     view = memoryview(buffer)
     reads: list[Awaitable[None]] = []
-    for piece in layout.pieces(offset, length):
+    for piece in await asyncio.to_thread(layout.pieces, offset, length):
         target = view[piece.offset - offset:piece.offset - offset + piece.length]
         if piece.data is not None:
             target[:] = piece.data
@@ -124,7 +139,8 @@ async def _parallel(count: int, workers: int, one: Callable[[int], Awaitable[Non
     except BaseException:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
+            await to_the_end(asyncio.gather(*tasks, return_exceptions=True))
         raise
 
 
@@ -132,21 +148,20 @@ def _sha256(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-async def leave_nothing(store: ImageStore, upload: Upload, key: str) -> None:
-    """After a failure: no upload, no object, no manifest. Finished even when the caller is cancelled once more."""
+async def leave_nothing(store: ImageStore, upload: Upload | None, key: str) -> None:
+    """After a failure: no upload, no object, no manifest. Finished even when the caller is cancelled once more; the caller
+    raises what happened first. A store that is away keeps what it has until begin() of the next attempt, or the undo of the
+    job, removes it."""
 
     async def clean() -> None:
-        await upload.abort()
-        await manifests.delete_object(store, key)
+        if upload is not None:
+            with contextlib.suppress(Failed):
+                await upload.abort()
+        with contextlib.suppress(Failed):
+            await manifests.delete_object(store, key)
 
-    task = asyncio.ensure_future(clean())
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            continue
-        except Failed:
-            break  # the store is away: begin() of the next attempt, or the undo of the job, removes it
+    with contextlib.suppress(asyncio.CancelledError):
+        await to_the_end(clean())
 
 
 async def read_image(store: ImageStore, image: ImageRef, path: str, *, hypervisor: Hypervisor, progress: Progress,
@@ -159,66 +174,83 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     manifest = await manifests.read_manifest(store, image.key)
     if manifest.root != image.root:
         raise WorkFailed(f"the object {image.key} is not the one that the log knows: its root differs")
-    done = 0
-    descriptor = -1
-
-    async def part(number: int) -> None:
-        nonlocal done
-        start = number * manifest.part_size
-        data = await _fetch(store, manifest, number)
-        if descriptor >= 0:
-            await asyncio.to_thread(_pwrite_sparse, descriptor, data, start)
-        else:
-            await _write_sparse(device, data, start)
-        done += len(data)
-        progress("read", done, manifest.physical_size)
-
-    count = len(manifest.parts)
     if manifest.format is ImageFormat.QCOW2:
-        descriptor = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            await asyncio.to_thread(os.ftruncate, descriptor, manifest.physical_size)
-            await _parallel(count, workers, part)
-            progress("flush", done, manifest.physical_size)
-            await asyncio.to_thread(os.fsync, descriptor)
-        except OSError as error:
-            raise WorkFailed(f"the primary store: {error.strerror}", remedy="free space, or add a store") from None
-        finally:
-            os.close(descriptor)
-        return done
+        return await _read_file(store, manifest, path, progress, workers)
     await hypervisor.create(path, manifest.virtual_size)
     async with hypervisor.open(path, writable=True) as device:
-        await _parallel(count, workers, part)
+
+        async def take(data: bytes, offset: int) -> None:
+            view = memoryview(data)
+            for start, end in await asyncio.to_thread(_runs, data):
+                await device.write(offset + start, view[start:end])
+
+        done = await _read_parts(store, manifest, take, progress, workers)
         progress("flush", done, manifest.physical_size)
         await device.flush()
     return done
 
 
-async def _fetch(store: ImageStore, manifest: Manifest, number: int) -> bytearray:
-    """One part, by ranged reads, compared with its digest."""
-    start = number * manifest.part_size
-    end = min(start + manifest.part_size, manifest.physical_size)
-    buffer = bytearray()
-    while start + len(buffer) < end:
-        at = start + len(buffer)
-        buffer += await store.read(manifest.key, at, min(RANGE, end - at))
-    if await asyncio.to_thread(_sha256, buffer) != manifest.parts[number]:
-        raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end} are not what was written",
-                         remedy="restore another snapshot, and check the store")
-    return buffer
+async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress: Progress, workers: int) -> int:
+    """The object's bytes as they are, into a new file."""
+    try:
+        descriptor = await in_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            await in_thread(os.ftruncate, descriptor, manifest.physical_size)
+
+            async def take(data: bytes, offset: int) -> None:
+                await in_thread(_pwrite_sparse, descriptor, data, offset)
+
+            done = await _read_parts(store, manifest, take, progress, workers)
+            progress("flush", done, manifest.physical_size)
+            await in_thread(os.fsync, descriptor)
+        finally:
+            os.close(descriptor)  # no thread writes to it any more: each was waited for
+    except OSError as error:
+        raise WorkFailed(f"the primary store: {error.strerror}", field="primary",
+                         remedy="free space, or add a store") from None
+    return done
+
+
+async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[bytes, int], Awaitable[None]],
+                      progress: Progress, workers: int) -> int:
+    """Hand every byte of the object to `take(data, offset)`, in ranges, and compare each part with the manifest.
+
+    What is taken becomes a disk only when this returns, so a range need not wait for the rest of its part: memory is
+    workers times RANGE whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
+    done = 0
+
+    async def one(number: int) -> None:
+        nonlocal done
+        start = at = number * manifest.part_size
+        end = min(start + manifest.part_size, manifest.physical_size)
+        digest = hashlib.sha256()
+        while at < end:
+            data = await store.read(manifest.key, at, min(RANGE, end - at))
+            if not data:
+                raise WorkFailed(f"the object {manifest.key} ends at byte {at}", remedy=BAD_OBJECT)
+            await asyncio.gather(in_thread(digest.update, data), take(data, at))
+            at += len(data)
+            done += len(data)
+            progress("read", done, manifest.physical_size)
+        if digest.hexdigest() != manifest.parts[number]:
+            raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end - 1} are not what was written",
+                             remedy=BAD_OBJECT)
+
+    await _parallel(len(manifest.parts), workers, one)
+    return done
 
 
 BLOCK = 1 << 16
 _ZEROS = bytes(BLOCK)
 
 
-def _runs(data: bytearray) -> list[tuple[int, int]]:
+def _runs(data: bytes) -> list[tuple[int, int]]:
     """Ranges of `data` that are not all zeros, by blocks of 64 KiB, joined."""
     found: list[tuple[int, int]] = []
     view = memoryview(data)
     for at in range(0, len(data), BLOCK):
         block = view[at:at + BLOCK]
-        if block == _ZEROS[:len(block)]:
+        if block == (_ZEROS if len(block) == BLOCK else _ZEROS[:len(block)]):
             continue
         if found and found[-1][1] == at:
             found[-1] = (found[-1][0], at + len(block))
@@ -227,15 +259,9 @@ def _runs(data: bytearray) -> list[tuple[int, int]]:
     return found
 
 
-def _pwrite_sparse(descriptor: int, data: bytearray, offset: int) -> None:
+def _pwrite_sparse(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     for start, end in _runs(data):
         at = start
         while at < end:
             at += os.pwrite(descriptor, view[at:end], offset + at)
-
-
-async def _write_sparse(device: BlockDevice, data: bytearray, offset: int) -> None:
-    view = memoryview(data)
-    for start, end in _runs(data):
-        await device.write(offset + start, view[start:end])

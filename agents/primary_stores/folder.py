@@ -6,30 +6,33 @@ Refuses names that leave the folder.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from agents.primary_stores.base import Usage
+from agents.uninterrupted import in_thread
 from schema.failure import WorkFailed
 
 REMEDY = {errno.ENOSPC: "free space, or add a store", errno.EDQUOT: "raise the quota", errno.EACCES: "let the agent write there",
           errno.EROFS: "mount it writable"}
+OURS = re.compile(r"\.?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.")
+"""How the name of a disk or a draft begins; other files in the folder are somebody else's."""
 
 
 class FolderPrimaryStore:
     """See PrimaryStore."""
 
     def __init__(self, path: str | Path) -> None:
-        self.root = Path(path)
+        self.root = Path(path).absolute()  # qemu takes a colon in a relative path for a protocol
 
     async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return await asyncio.to_thread(call, *arguments)
+            return await in_thread(call, *arguments)
         except OSError as error:
             raise WorkFailed(f"the primary store {self.root}: {error.strerror}", field="primary",
                              remedy=REMEDY.get(error.errno or 0, "see the host's log")) from None
@@ -39,7 +42,7 @@ class FolderPrimaryStore:
         await self._run(lambda: self.root.mkdir(mode=0o700, parents=True, exist_ok=True))
 
     def _draft(self, volume_id: UUID, work_name: str, suffix: str) -> Path:
-        return self.root / f".{volume_id}.{_plain(work_name)}.{_plain(suffix)}"
+        return self.root / draft_name(volume_id, work_name, suffix)
 
     async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
         """See PrimaryStore."""
@@ -49,7 +52,7 @@ class FolderPrimaryStore:
 
     async def commit(self, volume_id: UUID, work_name: str, suffix: str) -> str:
         """See PrimaryStore."""
-        target = self.root / f"{volume_id}.{_plain(suffix)}"
+        target = self.root / f"{volume_id}.{plain(suffix)}"
 
         def move() -> None:
             draft = self._draft(volume_id, work_name, suffix)
@@ -68,7 +71,7 @@ class FolderPrimaryStore:
 
     def locate(self, name: str) -> str:
         """See PrimaryStore."""
-        return str(self.root / _plain(name))
+        return str(self.root / plain(name))
 
     async def exists(self, name: str) -> bool:
         """See PrimaryStore."""
@@ -87,7 +90,8 @@ class FolderPrimaryStore:
 
     async def names(self) -> list[str]:
         """See PrimaryStore."""
-        return await self._run(lambda: sorted(path.name for path in self.root.iterdir()))  # type: ignore[no-any-return] # a list of names
+        return await self._run(  # type: ignore[no-any-return] # a list of names
+            lambda: sorted(path.name for path in self.root.iterdir() if OURS.match(path.name)))
 
     async def usage(self) -> Usage:
         """See PrimaryStore."""
@@ -95,8 +99,13 @@ class FolderPrimaryStore:
         return Usage(total=found.f_frsize * found.f_blocks, free=found.f_frsize * found.f_bavail)
 
 
-def _plain(name: str) -> str:
-    """A name that stays in its folder."""
+def draft_name(volume_id: UUID, work_name: str, suffix: str) -> str:
+    """The name of a disk under construction."""
+    return f".{volume_id}.{plain(work_name)}.{plain(suffix)}"
+
+
+def plain(name: str) -> str:
+    """The name, if it stays in its folder. Raises WorkFailed."""
     if not name or "/" in name or "\0" in name or name in (".", ".."):
         raise WorkFailed("a disk's name leaves its primary store", field="path")
     return name

@@ -1,0 +1,36 @@
+"""Work that must end before its caller may: clean-up, and threads that still use a buffer or a file descriptor.
+
+Cancelling a coroutine never stops a thread that it started. Who lets go of the thread's buffer, connection or descriptor at
+that moment hands it to somebody else while it is written: so a cancelled caller waits for the thread, then is cancelled.
+Refuses work without an end of its own: what is given here is short or bounded by its own time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """The result of `work`, which is finished even when the caller is cancelled, once or often; the cancel comes after."""
+    task = asyncio.ensure_future(work)
+    stopped: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            stopped = error
+    if stopped is not None:
+        if not task.cancelled():
+            task.exception()  # seen, so that nobody complains; the cancel is what the caller asked for
+        raise stopped
+    return task.result()
+
+
+async def in_thread(call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """As asyncio.to_thread, but the thread has ended when this returns or raises, whatever happens."""
+    return await to_the_end(asyncio.to_thread(call, *arguments, **named))

@@ -33,6 +33,7 @@ TTL_S = 5.0
 PAGE = 1000
 POLL_S = 2.0
 MAX_PAUSE_S = 5.0
+LAST_S = 1.0
 
 
 def envelope_of(row: LogRow, *, replay: bool = False) -> Envelope:
@@ -62,6 +63,7 @@ class Relay:
         self.name = f"relay-{lane}"
         self.position = 0
         """Highest position below which everything is confirmed."""
+        self._saved = 0
         self.leads = False
         """Whether this one has the lease."""
 
@@ -94,7 +96,7 @@ class Relay:
         known = await self.store.load_checkpoint(self.name)
         if known is not None and known.epoch != epoch:
             raise LogBroken(f"the checkpoint of {self.name} is of epoch {known.epoch}, the log is of {epoch}")
-        self.position = known.position if known else 0
+        self.position = self._saved = known.position if known else 0
         flight = _Flight(self)
         keeper = asyncio.create_task(self._keep_lease(lease, epoch), name=f"{self.name}-keeper")
         reader = asyncio.create_task(self._read(flight), name=f"{self.name}-reader")
@@ -110,6 +112,7 @@ class Relay:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             await flight.abandon()
+            await self._save_last(lease, epoch)
 
     async def _read(self, flight: _Flight) -> None:
         """From the checkpoint on: publish each row of this lane, at most WINDOW of them unconfirmed."""
@@ -130,20 +133,31 @@ class Relay:
     async def _keep_lease(self, lease: Lease, epoch: int) -> None:
         """Save the checkpoint now and then, and renew the lease. Returns when the lease is somebody else's."""
         loop = asyncio.get_running_loop()
-        saved, renewed = self.position, loop.time()
+        renewed = loop.time()
         while True:
             await asyncio.sleep(SAVE_S)
-            if self.position > saved:
-                position = self.position
-                hit("relay.before_checkpoint")
-                await self.store.save_checkpoint(self.name, Checkpoint(position=position, epoch=epoch), fence=lease.fence)
-                saved = position
+            await self._save(lease, epoch)
             if loop.time() - renewed > TTL_S / 3:
                 again = await self.store.acquire_lease(self.name, self.holder, ttl_s=TTL_S)
                 if again is None or again.fence != lease.fence:
                     log.warning("relay %s lost its lease", self.lane, extra={"action": "relay_lost_lease"})
                     return
                 renewed = loop.time()
+
+    async def _save(self, lease: Lease, epoch: int) -> None:
+        position = self.position
+        if position > self._saved:
+            hit("relay.before_checkpoint")
+            await self.store.save_checkpoint(self.name, Checkpoint(position=position, epoch=epoch), fence=lease.fence)
+            self._saved = position
+
+    async def _save_last(self, lease: Lease, epoch: int) -> None:
+        """What was confirmed before a failure or a stop need not be sent again."""
+        try:
+            async with asyncio.timeout(LAST_S):
+                await self._save(lease, epoch)
+        except Exception as error:
+            log.debug("the last checkpoint was not saved: %s", error, extra={"action": "checkpoint_kept"})
 
     async def send(self, row: LogRow) -> None:
         """Publish one row; returns with the confirm."""

@@ -14,11 +14,13 @@ from typing import Any
 from api.cli_target import dsn
 from api.output import Output
 from api.settings import Settings
-from bus.envelope import PREFIX
+from bus.envelope import PREFIX, Envelope
 from bus.event_store import EventStore, HeldMessage
 from schema.failure import BadParameter
 
 MOST = 10_000
+HANDLED, FAILED, BEHIND = "handled", "failed again", "stays behind an earlier one"
+REFUSED = "refused: a dead letter now"
 COLUMNS = ("id", "key", "type", "attempts", "first_failed", "last_failed", "reason")
 
 
@@ -83,23 +85,37 @@ def _trusted(message: HeldMessage) -> HeldMessage:
 
 
 async def _redrive(system: Any, chosen: list[HeldMessage], output: Output, *, dry_run: bool) -> int:
-    """Handle them again, in order; after a failure the later ones of the same key stay held."""
-    from bus.consumer import redrive
-
-    rows, failed = [], set()
+    """Handle them again, in order; after a failure the later ones of the same key stay held. 1 when not all were handled."""
+    rows, failed, refused = [], set(), False
     for message in chosen:
         if dry_run:
             outcome = "would be redriven"
         elif message.key and message.key in failed:
-            outcome = "stays behind an earlier one"
-        elif await redrive(system.store, system.runtime.handle, _trusted(message)):
-            outcome = "handled"
+            outcome = BEHIND
         else:
-            outcome = "failed again"
-            failed.add(message.key)
+            outcome = await _once_more(system, message)
+            refused = refused or outcome == REFUSED
+            if outcome == FAILED:
+                failed.add(message.key)
         rows.append({"id": message.id, "key": message.key, "outcome": outcome})
     output.rows(rows)
-    return 1 if failed else 0
+    return 1 if failed or refused else 0
+
+
+async def _once_more(system: Any, message: HeldMessage) -> str:
+    """Redrive one; its outcome. What is refused is no longer held either, so only a handling that ended counts as one."""
+    from bus.consumer import redrive
+
+    handled = False
+
+    async def handle(envelope: Envelope) -> None:
+        nonlocal handled
+        await system.runtime.handle(envelope)
+        handled = True
+
+    if not await redrive(system.store, handle, _trusted(message)):
+        return FAILED
+    return HANDLED if handled else REFUSED
 
 
 __all__ = ["find", "run", "shown"]

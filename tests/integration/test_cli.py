@@ -235,7 +235,8 @@ async def test_a_subscription_is_live_and_ends_cleanly(installed: tuple[Shell, P
 async def test_held_messages_and_dead_letters(installed: tuple[Shell, PostgresEventStore]) -> None:
     run, store = installed
     headers = {"cloudEvents_id": str(uuid4()), "cloudEvents_type": "no.such", "cloudEvents_sbprincipal": "forged"}
-    held = [await store.hold(key="volume-1", partition=1, headers=headers, body=b"{}", reason="it broke")
+    broken = {**headers, "cloudEvents_sbkind": "timer"}  # a timer that names no job: its handling breaks, again and again
+    held = [await store.hold(key="volume-1", partition=1, headers=broken, body=b"{}", reason="it broke")
             for _ in range(2)]
     dead = await store.hold(key="", partition=-1, headers=headers, body=b"\xff\x00no json", reason="odd", source="commands")
 
@@ -256,6 +257,21 @@ async def test_held_messages_and_dead_letters(installed: tuple[Shell, PostgresEv
     await run("held", "discard", "--all")
     assert await store.held_keys() == set() and len(await store.held(key="")) == 1
     assert (await run("dlq", "discard", str(dead))).status == 0 and await store.held(key="") == []
+
+
+@pytest.mark.needs_postgres
+@pytest.mark.parametrize("headers", [
+    {"cloudEvents_id": str(uuid4()), "cloudEvents_type": "no.such"}, {"cloudEvents_type": "volume.create"}])
+async def test_a_redrive_that_is_refused_is_told_and_blocks_nothing(
+        installed: tuple[Shell, PostgresEventStore], headers: dict[str, str]) -> None:
+    """Of an unknown type, or no envelope at all: it becomes a dead letter, and nobody is told that it was handled."""
+    run, store = installed
+    for _ in range(2):
+        await store.hold(key="volume-1", partition=1, headers=headers, body=b"{}", reason="it broke")
+    tried = await run("held", "redrive", "--key", "volume-1")
+    assert tried.status == 1
+    assert [each["outcome"] for each in tried.json] == ["refused: a dead letter now"] * 2
+    assert await store.held_keys() == set() and len(await store.held(key="")) == 2
 
 
 @pytest.mark.needs_postgres

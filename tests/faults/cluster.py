@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -122,7 +123,24 @@ class Cluster:
             if found["jobstatus"] != 0:
                 return found
             await asyncio.sleep(0.1)
-        raise AssertionError(f"job {job} has not ended after {timeout_s} s: {found}; {self.logs()}")
+        raise AssertionError(f"job {job} has not ended after {timeout_s} s: {found}; {await self.story(job)}; {self.logs()}")
+
+    async def story(self, job: str) -> str:
+        """What is known of a job: its rows, its timers, the agents' journals."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch("SELECT recorded_at, kind, type, payload FROM es.event WHERE stream = $1 ORDER BY version", f"job-{job}")
+            timers = await connection.fetch("SELECT id, due_at, now() AS now FROM es.timer WHERE id LIKE $1", f"job-{job}%")
+            held = await connection.fetch("SELECT key, reason FROM es.held")
+        finally:
+            await connection.close()
+        told = [f"{row['recorded_at']:%H:%M:%S} {row['kind']} {row['type']} {row['payload'].decode()[:300]}" for row in rows]
+        journals = []
+        for path in self.base.glob("data/agents/*/journal.db"):
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+                journals += [f"{path.parent.name} {name} {row!s:.200}" for name in names for row in db.execute(f"SELECT * FROM {name}")]
+        return "\n".join([*told, *(str(dict(row)) for row in [*timers, *held]), *journals])
 
     async def add_store(self) -> str:
         """The S3 server as image store; its id."""

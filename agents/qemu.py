@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.uninterrupted import in_thread, to_the_end
+from agents.uninterrupted import to_the_end
 from schema.failure import Unavailable, WorkFailed, WorkRetryable
 
 INSTALL = "apt-get install --no-install-recommends qemu-utils qemu-system-common"
@@ -54,14 +54,8 @@ async def _start(arguments: Sequence[str], *, look_s: int = 0, output: bool = Fa
         if shutil.which(program) is None:
             raise Unavailable(f"{program} is not installed", field="qemu", remedy=f"{INSTALL} util-linux")
     pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(
-        *wrap, *arguments, stdin=none, stdout=pipe if output else none, stderr=pipe))
-    try:
-        return await to_the_end(starting)
-    except asyncio.CancelledError:
-        if not starting.cancelled() and starting.exception() is None:
-            await _kill(starting.result())
-        raise
+    return await to_the_end(asyncio.create_subprocess_exec(
+        *wrap, *arguments, stdin=none, stdout=pipe if output else none, stderr=pipe), undo=_kill)
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
@@ -161,12 +155,17 @@ class Export:
 @contextlib.asynccontextmanager
 async def _private_folder() -> AsyncIterator[Path]:
     """A folder for this user only, locked as long as it is used, gone afterwards."""
-    folder, lock = await in_thread(_make_folder)
+    folder, lock = await to_the_end(asyncio.to_thread(_make_folder), undo=_remove_folder)
     try:
         yield folder
     finally:
-        await in_thread(shutil.rmtree, folder, ignore_errors=True)
-        os.close(lock)
+        await to_the_end(_remove_folder((folder, lock)))
+
+
+async def _remove_folder(made: tuple[Path, int]) -> None:
+    folder, lock = made
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    os.close(lock)
 
 
 def _make_folder() -> tuple[Path, int]:

@@ -8,6 +8,7 @@ Refuses work without an end of its own: what is given here is short or bounded b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
@@ -15,8 +16,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def to_the_end(work: Awaitable[T]) -> T:
-    """The result of `work`, which is finished even when the caller is cancelled, once or often; the cancel comes after."""
+async def to_the_end(work: Awaitable[T], undo: Callable[[T], Awaitable[object]] | None = None) -> T:
+    """The result of `work`, which is finished even when the caller is cancelled, once or often; the cancel comes after.
+
+    Then nobody gets the result, so `undo` is given it: what was made must be removed, what was opened closed."""
     task = asyncio.ensure_future(work)
     stopped: asyncio.CancelledError | None = None
     while not task.done():
@@ -25,8 +28,9 @@ async def to_the_end(work: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             stopped = error
     if stopped is not None:
-        if not task.cancelled():
-            task.exception()  # seen, so that nobody complains; the cancel is what the caller asked for
+        if not task.cancelled() and task.exception() is None and undo is not None:
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # the caller was cancelled: that is what it hears
+                await to_the_end(undo(task.result()))
         raise stopped
     return task.result()
 

@@ -46,13 +46,7 @@ class NbdDevice:
     @classmethod
     async def connect(cls, socket: str, count: int) -> NbdDevice:
         """Open `count` connections, or one where the server does not promise that several agree."""
-        opening = asyncio.ensure_future(asyncio.to_thread(_connect, socket, count))
-        try:
-            return cls(await to_the_end(opening))
-        except asyncio.CancelledError:
-            if opening.exception() is None:
-                _close(opening.result())
-            raise
+        return cls(await to_the_end(asyncio.to_thread(_connect, socket, count), undo=_close))
 
     @contextlib.asynccontextmanager
     async def _one(self) -> AsyncIterator[libnbd.Connection]:
@@ -99,7 +93,7 @@ class NbdDevice:
 
     async def aclose(self) -> None:
         """Disconnect. No call is running any more: each was waited for."""
-        await asyncio.to_thread(_close, self._all)
+        await _close(self._all)
         self._threads.shutdown(wait=False)
 
 
@@ -109,14 +103,15 @@ def _connect(socket: str, count: int) -> list[libnbd.Connection]:
         while made[0].multi and len(made) < count:
             made.append(libnbd.Connection(socket))
     except BaseException:
-        _close(made)
+        for connection in made:
+            connection.close()
         raise
     return made
 
 
-def _close(connections: list[libnbd.Connection]) -> None:
+async def _close(connections: list[libnbd.Connection]) -> None:
     for connection in connections:
-        connection.close()
+        await asyncio.to_thread(connection.close)
 
 
 class KvmHypervisor:

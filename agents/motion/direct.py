@@ -77,13 +77,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         progress("write", done, layout.size)
 
     try:
-        beginning = asyncio.ensure_future(store.begin(key, part_size=size))
-        try:
-            upload = await to_the_end(beginning)
-        except asyncio.CancelledError:
-            if not beginning.cancelled() and beginning.exception() is None:
-                upload = beginning.result()  # begun after all: nobody else would know of it
-            raise
+        upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
         await _parallel(count, max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, layout.size)
         await upload.complete(layout.size)

@@ -63,8 +63,9 @@ class _Lane:
         sent = False
         try:
             async with asyncio.timeout(PUBLISH_S):
-                async with asyncio.timeout(BLOCKED_S):
-                    await self.raw.connection.ready()
+                if self.link.blocked:
+                    async with asyncio.timeout(BLOCKED_S):
+                        await self.raw.connection.ready()
                 async with self.window:
                     sent = True
                     await self._confirmed(self.raw.basic_publish(

@@ -135,8 +135,9 @@ class Layout:
         while index < len(self.runs) and self.runs[index].guest < end:
             run = self.runs[index]
             low, high = max(first, run.guest), min(end, run.guest + run.count)
-            place = ((self.data_at + run.at + low - run.guest) * CLUSTER) | COPIED
-            entries[low - first:high - first] = array("Q", range(place, place + (high - low) * CLUSTER, CLUSTER))
+            if low < high:  # the first run looked at may end before this table
+                place = ((self.data_at + run.at + low - run.guest) * CLUSTER) | COPIED
+                entries[low - first:high - first] = array("Q", range(place, place + (high - low) * CLUSTER, CLUSTER))
             index += 1
         entries.byteswap()
         return entries.tobytes()

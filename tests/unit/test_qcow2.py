@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import subprocess
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_any_range_is_a_slice_of_the_whole(seed: int) -> None:
         assert file_bytes(layout, offset, length) == whole[offset:offset + length]
     assert file_bytes(layout, layout.size - 1, 100) == whole[-1:]
     assert layout.pieces(layout.size, 1) == []
+
+
+def test_a_run_that_ends_before_a_table_leaves_it_alone() -> None:
+    """Data in the first table's middle and in the second table: 512 MiB each."""
+    size = 1100 * MIB
+    layout = Layout(size, extents_of(size, [(100 * MIB, 101 * MIB), (700 * MIB, 701 * MIB)]))
+    tables = [piece.data for piece in layout.pieces((layout.data_at - 2) * CLUSTER, 2 * CLUSTER)]
+    for table, at, first in zip(tables, (100, 188), (0, 16), strict=True):  # 188 MiB into the second table
+        assert table is not None and len(table) == CLUSTER, "a table is one cluster"
+        entries = struct.unpack(f">{L2_ENTRIES}Q", table)
+        used = {n: (entry & ~(1 << 63)) // CLUSTER - layout.data_at for n, entry in enumerate(entries) if entry}
+        assert used == {at * 16 + n: first + n for n in range(16)}
 
 
 def test_a_huge_full_disk_needs_little_memory_and_time() -> None:

@@ -45,16 +45,13 @@ class Appender:
 
     async def _commit(self, lane: int, batch: list[AppendRequest]) -> list[Outcome]:
         try:
-            outcomes = await self._once(lane, batch)
-        except (Failed, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            # The database took none of it. Alone each shows whether it was the one.
+            return await self._once(lane, batch)
+        except asyncpg.PostgresError as error:
+            # The database answered, and took none of it. Alone each shows whether it was the one.
             if len(batch) > 1:
                 return await self._one_by_one(lane, batch)
             log.error("an append was refused by the database: %s", type(error).__name__, extra={"action": "append_refused"})
             raise BadParameter(f"the database cannot keep it ({type(error).__name__})", field="append") from None
-        return outcomes
 
     async def _one_by_one(self, lane: int, batch: list[AppendRequest]) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -81,8 +78,12 @@ class Appender:
             except AWAY as error:
                 self._drop(lane)
                 raise AppendUnknown(f"the connection broke during an append: {type(error).__name__} {error}") from None
-            except asyncio.CancelledError:
-                self._drop(lane)
+            except asyncpg.PostgresError as error:
+                if connection.is_closed():  # its last words were not about this statement alone
+                    raise AppendUnknown(f"the connection ended during an append: {type(error).__name__}") from None
+                raise
+            except BaseException:
+                self._drop(lane)  # whatever it was, the connection's state is not known any more
                 raise
         else:
             raise Conflict(f"the append met deadlocks {TRIES} times in a row")

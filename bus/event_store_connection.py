@@ -14,8 +14,9 @@ from bus.errors import LogBroken, StoreAway
 from schema.failure import BadParameter, Denied, Failed
 
 AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
-        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.TooManyConnectionsError, TimeoutError)
-"""What asyncpg raises when the server is away."""
+        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.TooManyConnectionsError,
+        asyncpg.InternalClientError, TimeoutError)
+"""What asyncpg raises when the server is away. InternalClientError: a connection that was cut in the midst of an answer."""
 CONNECT_S = 10.0
 ANSWER_S = 120.0
 SETTINGS = {"role": "storebus_app", "application_name": "storebus", "default_transaction_isolation": "read committed"}
@@ -29,7 +30,7 @@ async def connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
 async def open_pool(dsn: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
     """A pool as the application role. Raises StoreAway, LogBroken (not migrated), Denied or BadParameter (the DSN)."""
     try:
-        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, reset=_keep, command_timeout=ANSWER_S,
+        return await asyncpg.create_pool(dsn, min_size=0, max_size=size, reset=_keep, command_timeout=ANSWER_S,
                                          timeout=CONNECT_S, server_settings=SETTINGS)
     except asyncpg.ClientConfigurationError as error:
         raise BadParameter(str(error), field="STOREBUS_DATABASE_URL", remedy="postgresql://user:password@host/database") from None

@@ -30,17 +30,22 @@ async def connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
 async def open_pool(dsn: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
     """A pool as the application role. Raises StoreAway, LogBroken (not migrated), Denied or BadParameter (the DSN)."""
     try:
-        return await asyncpg.create_pool(dsn, min_size=0, max_size=size, reset=_keep, command_timeout=ANSWER_S,
+        pool = await asyncpg.create_pool(dsn, min_size=0, max_size=size, reset=_keep, command_timeout=ANSWER_S,
                                          timeout=CONNECT_S, server_settings=SETTINGS)
-    except asyncpg.ClientConfigurationError as error:
-        raise BadParameter(str(error), field="STOREBUS_DATABASE_URL", remedy="postgresql://user:password@host/database") from None
-    except AWAY as error:
-        raise away(error) from None
-    except asyncpg.PostgresError as error:
-        raise refused(error) from None
-    except ValueError:  # its text may quote the DSN
-        raise BadParameter("it is not a DSN", field="STOREBUS_DATABASE_URL",
-                           remedy="postgresql://user:password@host/database") from None
+        await pool.release(await pool.acquire())  # now, not at the first query, it shows whether the DSN is right
+        return pool
+    except (*AWAY, asyncpg.PostgresError, ValueError) as error:
+        raise failed(error) from None
+
+
+def failed(error: Exception) -> Failed:
+    """What a connection that could not be made means."""
+    if isinstance(error, ValueError):  # also asyncpg's ClientConfigurationError; the text of either may quote the DSN
+        return BadParameter("it is not a DSN", field="STOREBUS_DATABASE_URL", remedy="postgresql://user:password@host/database")
+    if isinstance(error, AWAY):
+        return away(error)
+    assert isinstance(error, asyncpg.PostgresError)
+    return refused(error)
 
 
 def away(error: BaseException) -> StoreAway:

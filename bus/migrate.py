@@ -16,7 +16,7 @@ from uuid import uuid4
 import asyncpg
 
 from bus.errors import LogBroken
-from bus.event_store_connection import AWAY, CONNECT_S, away, refused
+from bus.event_store_connection import AWAY, CONNECT_S, away, failed
 from bus.sql import query
 from schema.failure import Denied, Failed
 from schema.ids import PARTITIONS
@@ -75,10 +75,8 @@ async def migrate(dsn: str, *, new_epoch: bool = False) -> list[str]:
 async def _connected(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
     try:
         return await asyncpg.connect(dsn, timeout=CONNECT_S, command_timeout=MIGRATE_S)
-    except AWAY as error:
-        raise away(error) from None
-    except asyncpg.PostgresError as error:
-        raise refused(error) from None
+    except (*AWAY, asyncpg.PostgresError, ValueError) as error:
+        raise failed(error) from None
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], new_epoch: bool) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 
-from bus.event_store_connection import ANSWER_S, AWAY, CONNECT_S, away, refused
+from bus.event_store_connection import ANSWER_S, AWAY, CONNECT_S, failed
 from bus.sql import query
 
 PAGE = 5000
@@ -74,18 +74,14 @@ async def verify(dsn: str) -> list[Finding]:
     """Everything wrong with the log and what is kept with it; empty when all is well. Raises StoreAway, Denied, LogBroken."""
     try:
         connection = await asyncpg.connect(dsn, timeout=CONNECT_S, command_timeout=ANSWER_S)
-    except AWAY as error:
-        raise away(error) from None
-    except asyncpg.PostgresError as error:
-        raise refused(error) from None
+    except (*AWAY, asyncpg.PostgresError, ValueError) as error:
+        raise failed(error) from None
     try:
         # One snapshot for everything: a log that grows meanwhile is compared with itself.
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             return await _verify(connection)
-    except AWAY as error:
-        raise away(error) from None
-    except asyncpg.PostgresError as error:
-        raise refused(error) from None
+    except (*AWAY, asyncpg.PostgresError) as error:
+        raise failed(error) from None
     finally:
         await connection.close(timeout=5)
 

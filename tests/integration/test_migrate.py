@@ -13,7 +13,8 @@ from bus.errors import LogBroken, StoreAway
 from bus.event_store import NO_STREAM, AppendRequest, Checkpoint
 from bus.event_store_postgres import PostgresEventStore
 from bus.migrate import Drift, Migration, migrate, migrations
-from schema.failure import Denied
+from bus.verify import verify
+from schema.failure import BadParameter, Denied
 from tests.contract.test_event_store import row
 from tests.integration.conftest import LogServer
 from tests.services.postgres import TestServer, fresh_database
@@ -127,6 +128,14 @@ async def test_an_absent_server_is_away() -> None:
         await migrate("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(StoreAway):
         await PostgresEventStore.connect("postgresql://nobody@127.0.0.1:1/none")
+
+
+@pytest.mark.parametrize("dsn", ["mysql://u:hunter2@h/d", "postgresql://u:hunter2@h:hunter2/d", "postgresql://u:hunter2@[::1"])
+async def test_what_is_no_dsn_is_said_without_repeating_it(dsn: str) -> None:
+    for doing in (PostgresEventStore.connect, migrate, verify):
+        with pytest.raises(BadParameter, match="STOREBUS_DATABASE_URL") as refused:
+            await doing(dsn)
+        assert "hunter2" not in str(refused.value)
 
 
 async def test_the_application_writes_no_table(server: TestServer) -> None:

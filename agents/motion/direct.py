@@ -71,8 +71,8 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         assert upload is not None
         offset = number * size
         buffer = await _fill(device, layout, offset, min(size, layout.size - offset))
-        digest, _ = await asyncio.gather(asyncio.to_thread(_sha256, buffer), upload.part(number + 1, buffer))
-        digests[number] = digest
+        digests[number] = await in_thread(_sha256, buffer)
+        await upload.part(number + 1, buffer)
         done += len(buffer)
         progress("write", done, layout.size)
 
@@ -222,7 +222,8 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
             data = await store.read(manifest.key, at, min(RANGE, end - at))
             if not data:
                 raise WorkFailed(f"the object {manifest.key} ends at byte {at}", remedy=BAD_OBJECT)
-            await asyncio.gather(in_thread(digest.update, data), take(data, at))
+            await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
+            await take(data, at)
             at += len(data)
             done += len(data)
             progress("read", done, manifest.physical_size)

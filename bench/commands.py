@@ -192,9 +192,9 @@ async def run_load(rabbit: RabbitMQ, server: TestServer) -> Result:
 
     a, b = await interleaved(mine, theirs)
     return Result("commands end to end", "commands/s", a, b, "FastStream, 2 processes", 2, 3, notes=[
-        f"{COMMANDS} UpdateVolume on {VOLUMES} volumes, 256 publishes in flight; ours: `serve handlers` + `serve log`, dedup, expected "
+        (f"{COMMANDS} UpdateVolume on {VOLUMES} volumes, 256 publishes in flight; ours: `serve handlers` + `serve log`, dedup, expected "
         "versions, chain, ordered per volume; peer: uvloop, quorum queue, prefetch 100, one transaction for each command with dedup "
-        "and version check, the same 4 rows, one confirmed publish for each event"])
+        "and version check, the same 4 rows, one confirmed publish for each event")])
 
 
 async def run_latency(rabbit: RabbitMQ, server: TestServer) -> Result:

@@ -43,8 +43,8 @@ class Result:
         """The line and what belongs to it."""
         ours, peer = statistics.median(self.ours), statistics.median(self.peer)
         word = "ok  " if self.holds else "MISS"
-        lines = [f"{word} {self.name}: {ours:,.4g} {self.unit} against {peer:,.4g} of {self.peer_name}: "
-                 f"{self.ratio:.2f}x (floor {self.floor:g}x, aim {self.aim:g}x)"]
+        lines = [(f"{word} {self.name}: {ours:,.4g} {self.unit} against {peer:,.4g} of {self.peer_name}: "
+                 f"{self.ratio:.2f}x (floor {self.floor:g}x, aim {self.aim:g}x)")]
         lines += [f"       runs: {', '.join(f'{v:,.4g}' for v in self.ours)} | {', '.join(f'{v:,.4g}' for v in self.peer)}"]
         lines += [f"       {note}" for note in self.notes] + [f"       MISS: {what}" for what in self.failed]
         return "\n".join(lines)

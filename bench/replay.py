@@ -66,7 +66,7 @@ async def load_peer(dsn: str) -> None:
     await connection.close()
 
 
-def _PeerEvent():  # type: ignore[no-untyped-def] # noqa: N802 - makes one event of the peer's
+def _PeerEvent():  # type: ignore[no-untyped-def]
     from eventsourcing.domain import datetime_now_with_tzinfo
 
     from bench.peer_event import Renamed
@@ -84,7 +84,7 @@ async def side(name: str, dsn: str) -> tuple[int, float]:
     if name == "cursor":
         connection = await asyncpg.connect(dsn)
         async with connection.transaction():
-            async for _ in connection.cursor(f"SELECT {COLUMNS} FROM es.event ORDER BY position", prefetch=5000):  # noqa: S608 - constants
+            async for _ in connection.cursor(f"SELECT {COLUMNS} FROM es.event ORDER BY position", prefetch=5000):
                 count += 1
         await connection.close()
         return count, time.perf_counter() - began

@@ -13,11 +13,9 @@ from typing import Any, Protocol
 import asyncpg
 
 from bus.errors import StoreAway
+from bus.event_store_connection import AWAY
 
 Change = tuple[str, str, dict[str, Any] | None]
-AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
-        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, TimeoutError)
-"""What asyncpg raises when the server is away."""
 
 
 class ReadModel(Protocol):

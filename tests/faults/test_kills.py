@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,11 +20,12 @@ JOBS = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 14
 SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 
 
-@pytest.fixture
-async def image(tmp_path: Path, qemu: None) -> Any:
+@pytest.fixture(scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory, qemu_tools: None) -> AsyncIterator[tuple[str, str]]:
     """A qcow2 image with some data, on a web server: (url, allow)."""
-    path = tmp_path / "image.qcow2"
-    raw = tmp_path / "image.raw"
+    folder = tmp_path_factory.mktemp("site")
+    path = folder / "image.qcow2"
+    raw = folder / "image.raw"
     raw.write_bytes(random.Random(SEED).randbytes(6 << 20) + bytes(2 << 20))
     await run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path))
 
@@ -98,9 +99,9 @@ async def murder(cluster: Cluster, dice: random.Random, stop: asyncio.Event) -> 
 
 
 @pytest.mark.timeout(900)
-async def test_random_kills_of_every_role_and_one_broker_wipe(rabbitmq: Any, postgres_server: Any, s3_server: Any, image: Any,
+async def test_random_kills_of_every_role_and_one_broker_wipe(rabbitmq: Any, postgres_server: Any, s3_server: Any, site: tuple[str, str],
                                                               capsys: pytest.CaptureFixture[str]) -> None:
-    url, allow = image
+    url, allow = site
     dice = random.Random(SEED)
     async with running(rabbitmq, postgres_server, s3_server, allow=allow) as cluster:
         await cluster.add_store()
@@ -131,32 +132,41 @@ async def test_random_kills_of_every_role_and_one_broker_wipe(rabbitmq: Any, pos
         assert states.count(1) > 0
 
 
+@pytest.fixture(scope="module")
+async def cluster(rabbitmq: Any, postgres_server: Any, s3_server: Any, site: tuple[str, str]) -> AsyncIterator[Cluster]:
+    """One installation for all named places: it must stand them one after another."""
+    async with running(rabbitmq, postgres_server, s3_server, allow=site[1]) as cluster:
+        await cluster.add_store()
+        yield cluster
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", sorted(NAMES))
-async def test_killed_at_a_named_place(point: str, rabbitmq: Any, postgres_server: Any, s3_server: Any, image: Any) -> None:
+async def test_killed_at_a_named_place(point: str, cluster: Cluster, site: tuple[str, str]) -> None:
     """Each named place is reached by a real job, the process dies there, and the job ends right."""
-    url, allow = image
-    role = {"relay": "log", "scheduler": "log", "consumer": "handlers", "forwarder": "handlers"}.get(point.split(".")[0], "")
-    async with running(rabbitmq, postgres_server, s3_server, allow=allow) as cluster:
-        await cluster.add_store()
-        for victim in [role] if role else ["storage", "kvm"]:
+    part = point.split(".")[0]
+    victims = {"relay": ["log"], "scheduler": ["log"], "consumer": ["handlers"], "forwarder": ["handlers"]}.get(part, ["storage", "kvm"])
+    for victim in victims:
+        cluster.kill(victim)
+        cluster.start(victim, f"{point}=kill@2")
+    if part == "scheduler":
+        cluster.kill("kvm")  # its orders wait, so their timers come due
+    await asyncio.sleep(1.0)
+    template = (await cluster.persist("registerTemplate", name="t", displaytext="t", url=site[0], format="QCOW2", hypervisor="KVM",
+                                      zoneid="-1"))["template"][0]
+    jobs = [template["jobid"]] + [(await cluster.persist("createVolume", name="v", size=1))["jobid"] for _ in range(3)]
+    if part == "forwarder":
+        jobs += await _publish(cluster)
+    died = await _died(cluster, victims, part == "scheduler")
+    assert died, f"{point} was not reached"
+    for victim in victims:  # those that were not reached are still armed
+        if victim not in died:
             cluster.kill(victim)
-            cluster.start(victim, f"{point}=kill@2")
-        if point.startswith("scheduler"):
-            cluster.kill("kvm")  # its orders wait, so their timers come due
-        await asyncio.sleep(1.0)
-        template = (await cluster.persist("registerTemplate", name="t", displaytext="t", url=url, format="QCOW2", hypervisor="KVM",
-                                          zoneid="-1"))["template"][0]
-        jobs = [template["jobid"]] + [(await cluster.persist("createVolume", name="v", size=1))["jobid"] for _ in range(3)]
-        if point.startswith("forwarder"):
-            jobs += await _publish(cluster)
-        died = await _died(cluster, [role] if role else ["storage", "kvm"], point.startswith("scheduler"))
-        assert died, f"{point} was not reached"
-        for victim in died + (["kvm"] if point.startswith("scheduler") else []):
-            cluster.start(victim)
-        for job in jobs:
-            assert (await cluster.end(job))["jobstatus"] == 1
-        await _checked(cluster)
+    for victim in victims + (["kvm"] if part == "scheduler" else []):
+        cluster.start(victim)
+    for job in jobs:
+        assert (await cluster.end(job))["jobstatus"] == 1
+    await _checked(cluster)
 
 
 async def _publish(cluster: Cluster) -> list[str]:

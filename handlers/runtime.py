@@ -23,7 +23,7 @@ from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
 from handlers.agent import announce
-from handlers.decider import Context, Decision, Limits
+from handlers.decider import Context, Decision, IllegalTransition, Limits
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
 from handlers.table import EVOLVE, FLOWS
@@ -196,13 +196,19 @@ class Runtime:
         streams = await self._streams(job_id, command)
         if isinstance(command, CancelJob) or FLOWS[type(command)].placed:
             await self.catch_up()
-        for _ in range(RACES):
+        for attempt in range(RACES):
             loaded = await self._load(streams)
             if expect_same is not None:
                 _same(loaded[job_stream(job_id)][1], expect_same)
             context = self._context(job_id, command, {name: state for name, (_, state) in loaded.items()})
             flow = FLOWS.get(type(command))
-            decide(context, Engine(context, flow))  # type: ignore[arg-type] # CancelJob has no flow; its engine only holds the job
+            try:
+                decide(context, Engine(context, flow))  # type: ignore[arg-type] # CancelJob has no flow; its engine only holds the job
+            except IllegalTransition:
+                if attempt:
+                    raise
+                self._forget(streams)  # what was remembered, or guessed for a new job, is older than the rest
+                continue
             if not (context.out.rows or context.out.clear_timers):
                 return 0
             request = self._request(job_id, context, {name: version for name, (version, _) in loaded.items()}, envelope)

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from bus.envelope import Envelope
 from schema.failure import Refused
 from schema.ids import derive
 from schema.image import ImageFormat
@@ -123,6 +124,19 @@ async def test_a_duplicate_command_changes_nothing_and_another_body_is_refused()
     assert await cloud.store.head() == head
     with pytest.raises(Refused):
         await cloud.send(CreateVolume(name="other", size=1), job)
+    assert await cloud.store.head() == head
+
+
+async def test_a_command_that_comes_again_to_a_fresh_process_changes_nothing() -> None:
+    """Its handler died between the append and the ack: the next process knows nothing of it yet."""
+    cloud = await Cloud.start()
+    job = await cloud.send(CreateVolume(name="v", size=1))
+    head = await cloud.store.head()
+    for fresh in (await cloud.another(), await cloud.another()):
+        await fresh.send(CreateVolume(name="v", size=1), job)
+    row = (await cloud.store.read_stream(f"job-{job}", limit=1))[0]
+    relayed = await cloud.another()
+    await relayed.runtime.handle(Envelope(id=job, type=row.type, kind="command", body=row.payload))
     assert await cloud.store.head() == head
 
 

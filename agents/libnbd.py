@@ -7,10 +7,11 @@ know what is on the other side. Needs the distribution's libnbd.so.0 (Debian: li
 from __future__ import annotations
 
 import ctypes
+import errno
 from functools import cache
 
 from agents.hypervisors.base import Extent
-from schema.failure import Unavailable, WorkRetryable
+from schema.failure import Unavailable, WorkFailed, WorkRetryable
 
 INSTALL = "apt-get install --no-install-recommends libnbd0"
 HOLE, ZERO = 1, 2
@@ -38,6 +39,7 @@ def _library() -> ctypes.CDLL:
     u32 = ctypes.c_uint32
     for name, result, arguments in (
         ("nbd_create", handle, []), ("nbd_close", None, [handle]), ("nbd_get_error", text, []),
+        ("nbd_get_errno", i32, []),
         ("nbd_set_export_name", i32, [handle, text]), ("nbd_add_meta_context", i32, [handle, text]),
         ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]),
         ("nbd_can_multi_conn", i32, [handle]), ("nbd_can_zero", i32, [handle]),
@@ -79,9 +81,20 @@ class Connection:
             self.close()
             raise
 
-    def _error(self, what: str) -> WorkRetryable:
-        text = self._lib.nbd_get_error()
-        return WorkRetryable(f"block export: {what}: {text.decode(errors='replace') if text else 'unknown error'}")
+    def _error(self, what: str) -> WorkFailed:
+        """The library's last error on this thread. What cannot succeed later is definite, a broken connection may pass."""
+        text, number = self._lib.nbd_get_error(), self._lib.nbd_get_errno()
+        said = f"block export: {what}: {text.decode(errors='replace') if text else 'unknown error'}"
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return WorkFailed(f"the primary store is full ({said})", field="primary", remedy="free space, or add a store")
+        if number in (errno.EPERM, errno.EINVAL):
+            return WorkFailed(said)
+        return WorkRetryable(said)
+
+    def _inside(self, offset: int, length: int) -> None:
+        """A place beyond the end would be answered with ENOSPC, as if the store were full."""
+        if offset < 0 or offset + length > self.size:
+            raise WorkFailed(f"bytes {offset} to {offset + length} are not all on a disk of {self.size}")
 
     @property
     def _open(self) -> int:
@@ -102,6 +115,7 @@ class Connection:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer from `offset`."""
+        self._inside(offset, len(buffer))
         start = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if len(buffer) else 0
         for at in range(0, len(buffer), MAX_REQUEST):
             length = min(MAX_REQUEST, len(buffer) - at)
@@ -110,6 +124,7 @@ class Connection:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write; durable after `flush`."""
         view = memoryview(data).cast("B")
+        self._inside(offset, len(view))
         for at in range(0, len(view), MAX_REQUEST):
             piece = view[at:at + MAX_REQUEST]
             if piece.readonly:  # ctypes lends no address of those
@@ -120,6 +135,7 @@ class Connection:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a run read as zeros."""
+        self._inside(offset, length)
         while length > 0:
             step = min(length, STATUS_SPAN)
             self._ok(self._lib.nbd_zero(self._open, step, offset, 0), "zero")

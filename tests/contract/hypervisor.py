@@ -190,10 +190,13 @@ class HypervisorContract:
             await opened(tag="t", writable=True)
         for how in ({}, {"tag": "t"}):
             async with hypervisor.open(path, **how) as device:
-                with pytest.raises(WorkFailed):
+                with pytest.raises(WorkFailed) as refused:
                     await device.write(0, b"x")
-                with pytest.raises(WorkFailed):
-                    await device.read(MIB - 256, 512)
+                assert not refused.value.retryable
+                for offset, length in ((MIB - 256, 512), (MIB, 1), (-1, 1)):
+                    with pytest.raises(WorkFailed, match="not all on a disk") as refused:
+                        await device.read(offset, length)
+                    assert not refused.value.retryable
 
     async def test_a_huge_sparse_disk_is_cheap(self, hypervisor: Hypervisor, path: str) -> None:
         await hypervisor.create(path, TIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from agents import qemu as programs
 from agents.hypervisors.base import Hypervisor
-from agents.hypervisors.kvm import KvmHypervisor
+from agents.hypervisors.kvm import KvmHypervisor, NbdDevice
 from agents.hypervisors.memory import DISKS, MemoryHypervisor
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageFormat
@@ -176,6 +177,39 @@ class TestKvm(HypervisorContract):
         full = programs.failed("qemu-img", "qemu-img: No space left on device")
         assert full.failure.remedy and "full" in full.failure.cause
 
+    @pytest.mark.parametrize(("number", "kind", "words"), [(errno.ENOSPC, WorkFailed, "primary store is full"),
+                                                           (errno.EIO, WorkRetryable, "Input/output error")])
+    async def test_what_the_disk_below_says(self, hypervisor: Hypervisor, path: str, number: int, kind: type[WorkFailed],
+                                            words: str) -> None:
+        """qemu's own fault injection: every write of the file fails."""
+        await hypervisor.create(path, MIB)
+
+        def failing(folder: Path) -> list[str]:
+            arguments = programs.daemon(path, "qcow2", writable=True, connections=2)(folder)
+            below = {"driver": "blkdebug", "node-name": "bad", "image": "file", "inject-error": [
+                {"event": "write_aio", "iotype": "write", "errno": number, "once": False}]}
+            disk = json.loads(arguments[4]) | {"file": "bad"}
+            return [*arguments[:3], "--blockdev", json.dumps(below), "--blockdev", json.dumps(disk), *arguments[5:]]
+
+        async with programs.export(failing) as served:
+            device = await NbdDevice.connect(served.socket, 2)
+            try:
+                with pytest.raises(WorkFailed, match=words) as failure:
+                    await device.write(0, data(CLUSTER))
+                    await device.flush()
+            finally:
+                await device.aclose()
+        assert type(failure.value) is kind
+
+    async def test_a_closed_device_is_an_error(self, hypervisor: Hypervisor, path: str) -> None:
+        await hypervisor.create(path, MIB)
+        async with hypervisor.open(path) as device:
+            connection = device._all[0]  # type: ignore[attr-defined] # what a late thread would hold
+        for act in (connection.extents, connection.flush, lambda: connection.write(0, b"x"), lambda: connection.read_into(memoryview(bytearray(1)), 0)):
+            with pytest.raises(WorkFailed, match="closed"):
+                act()
+        connection.close()
+
     @pytest.mark.parametrize("options", [["-o", "compat=0.10"], ["-c"], ["-o", "cluster_size=4096"], ["-c", "-o", "compression_type=zstd"]],
                              ids=["v2", "compressed", "small-clusters", "zstd"])
     async def test_foreign_images_are_taken(self, hypervisor: Hypervisor, path: str, tmp_path: Path, options: list[str]) -> None:
@@ -232,7 +266,7 @@ class TestKvm(HypervisorContract):
         await hypervisor.create(path, MIB)
         agent = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
             import asyncio, sys
-            from agents.hypervisors.kvm import KvmHypervisor
+            from agents.hypervisors.kvm import KvmHypervisor, NbdDevice
             async def main():
                 async with KvmHypervisor().open(sys.argv[1], writable=True):
                     print("open", flush=True)

@@ -122,6 +122,9 @@ class AgentRuntime:
         self._lock: IO[str] | None = None
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Of all runs, those too whose place in `_runs` a later attempt has taken."""
+        self._stopping = False
         self._inbox: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=4 * PREFETCH)
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -150,8 +153,9 @@ class AgentRuntime:
             await self._consumer.stop()
         for loop in self._loops:
             loop.cancel()
-        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        self._stopping = True
         await self.worker.aclose()
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*self._loops, *tasks, return_exceptions=True)
@@ -236,6 +240,8 @@ class AgentRuntime:
         before = self._runs.get(work_id)
         self._runs[work_id] = run
         run.task = asyncio.create_task(self._work(run, before), name=f"work-{run.order.work_name}")
+        self._tasks.add(run.task)
+        run.task.add_done_callback(self._tasks.discard)
         run.task.add_done_callback(lambda _: self._runs.pop(work_id) if self._runs.get(work_id) is run else None)
 
     async def _work(self, run: _Run, before: _Run | None) -> None:
@@ -243,7 +249,7 @@ class AgentRuntime:
         try:
             report = await self._done(run, before)
         except asyncio.CancelledError:
-            if not run.cancelled and not run.superseded:
+            if self._stopping or not (run.cancelled or run.superseded):
                 raise  # the agent stops; the journal has it open
             _uncancelled()
             report = WorkCancelled(**_about(order))

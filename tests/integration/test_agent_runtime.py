@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,142 +27,14 @@ from bus.envelope import Envelope
 from bus.errors import BrokerAway
 from bus.grant_sealing import seal_to
 from bus.rpc import serve
-from bus.transport import Address, Delivery, WireMessage, agent, dead, progress, work
-from bus.transport_memory import Faults, MemoryTransport
-from schema.agent import CancelWork, DeleteImages, ReleaseWork
-from schema.agent import TestImageStore as TryStore
-from schema.codec import encode
+from bus.transport import Address, Delivery, WireMessage, agent, dead
+from bus.transport_memory import Faults
+from schema.agent import DeleteImages
 from schema.failure import BadParameter, Refused, WorkFailed
-from schema.ids import PARTITIONS, partition
+from schema.ids import partition
 from schema.image import StoreSpec
-from schema.message import Message, Order
-
-NAME, TOKEN = "host-1", b"token"
-FINAL = ("work.completed", "work.failed", "work.cancelled")
-
-
-class ScriptedWorker:
-    """A worker that does what the test says: `script` is asked for each order, and may wait, raise or answer."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.secrets: list[Mapping[str, str]] = []
-        self.at_once = self.most = 0
-        self.script: Callable[[Order, Any], Any] = self.answer
-        self.free = asyncio.Event()
-
-    async def answer(self, order: Order, on_progress: Any) -> dict[str, Any]:
-        """Done."""
-        return {"result": {"by": order.work_name}, "bytes": 5}
-
-    async def held(self, order: Order, on_progress: Any) -> dict[str, Any]:
-        """Done when the test says so."""
-        await self.free.wait()
-        return await self.answer(order, on_progress)
-
-    async def run(self, order: Order, payload: bytes, secrets: Mapping[str, str], on_progress: Any) -> dict[str, Any]:
-        """See Worker."""
-        self.ran.append(f"{order.TYPE} {order.work_name}")
-        self.secrets.append(secrets)
-        self.at_once += 1
-        self.most = max(self.most, self.at_once)
-        try:
-            found: dict[str, Any] = await self.script(order, on_progress)
-            return found
-        finally:
-            self.at_once -= 1
-
-    async def aclose(self) -> None:
-        """Nothing."""
-
-
-class Bench:
-    """An agent, its broker, and what it said."""
-
-    def __init__(self, state: Path, worker: Any = None, faults: Faults | None = None) -> None:
-        self.state, self.worker = state, worker or ScriptedWorker()
-        self.transport = MemoryTransport(faults)
-        self.said: list[tuple[str, dict[str, Any], Envelope]] = []
-        self.progress: list[dict[str, Any]] = []
-        self.queues: dict[str, str] = {}
-        """Reply key -> the partition queue that its last report came on."""
-        self.runtime: AgentRuntime | None = None
-
-    async def start(self, **more: Any) -> Bench:
-        """Start listening, then the agent."""
-        await self.transport.start()
-        for number in range(PARTITIONS):
-            await self.transport.consume(work(number), self._hear)
-        await self.transport.consume(progress(), self._watch)
-        await self.agent(**more)
-        return self
-
-    async def agent(self, **more: Any) -> None:
-        """(Re)start the agent on the same folder."""
-        key = load_or_create_key(self.state / "agent.key")
-        config = AgentConfig(name=NAME, zone_id=UUID(int=9), roles=("storage",), state_dir=self.state, token=TOKEN, **more)
-        self.runtime = AgentRuntime(config, self.transport, self.worker, Grants(NAME, key, self.transport))
-        await self.runtime.start()
-
-    async def stop(self) -> None:
-        """End it all."""
-        if self.runtime is not None:
-            await self.runtime.stop()
-        await self.transport.aclose()
-
-    async def _hear(self, delivery: Delivery) -> None:
-        envelope = Envelope.read(delivery.message.headers, delivery.message.body)
-        self.queues[envelope.key] = delivery.message.routing_key
-        self.said.append((envelope.type, json.loads(envelope.body), envelope))
-        await delivery.ack()
-
-    async def _watch(self, delivery: Delivery) -> None:
-        self.progress += json.loads(delivery.message.body)
-        await delivery.ack()
-
-    async def give(self, order: Message) -> None:
-        """Put an order on the agent's queue."""
-        body = encode(order)
-        headers = Envelope(id=uuid4(), type=order.TYPE, kind="order", body=body).headers()
-        await self.transport.publish(agent(NAME), WireMessage(headers=headers, body=body))
-
-    def about(self, order: Order) -> list[str]:
-        """Types of the reports about an attempt, in order."""
-        return [kind for kind, body, _ in self.said
-                if body.get("work_id") == str(order.work_id) and body.get("attempt") == order.attempt]
-
-    async def until(self, what: Callable[[], Any], seconds: float = 5) -> Any:
-        """Wait until it is true."""
-        async with asyncio.timeout(seconds):
-            while not (found := what()):
-                await asyncio.sleep(0.005)
-        return found
-
-    async def end(self, order: Order, *, times: int = 1) -> str:
-        """The final report of an attempt, when it was said this often."""
-        return str((await self.until(lambda: [k for k in self.about(order) if k in FINAL][times - 1:]))[0])
-
-    async def quiet(self) -> None:
-        """Long enough for anything that would happen."""
-        await asyncio.sleep(0.15)
-
-
-def order(work_id: UUID | None = None, attempt: int = 1, **more: Any) -> TryStore:
-    """Some order."""
-    store = StoreSpec(id=UUID(int=1), name="s", provider="memory", url="memory://x", prefix="inst")
-    fields: dict[str, Any] = {"job_id": UUID(int=4), "work_id": work_id or uuid4(), "attempt": attempt, "agent": NAME,
-                              "reply_key": "job-4", "store": store}
-    return TryStore.model_validate(fields | more)
-
-
-def cancel(one: Order, **more: Any) -> CancelWork:
-    """The order to stop it."""
-    return CancelWork.model_validate({**one.model_dump(include={"job_id", "work_id", "attempt", "agent", "reply_key"}), **more})
-
-
-def release(one: Order) -> ReleaseWork:
-    """The order to forget it."""
-    return ReleaseWork.model_validate(one.model_dump(include={"job_id", "work_id", "attempt", "agent", "reply_key"}))
+from schema.message import Order
+from tests.support.agent_bench import FINAL, NAME, TOKEN, Bench, ScriptedWorker, cancel, fetching, order, release
 
 
 @pytest.fixture
@@ -313,142 +185,11 @@ async def test_only_so_many_transfers_run_at_once_in_their_order(tmp_path: Path)
     await bench.stop()
 
 
-# --- cancel ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_cancel_stops_running_and_waiting_work(tmp_path: Path) -> None:
-    bench = await Bench(tmp_path).start(transfers=1)
-    bench.worker.script = bench.worker.held
-    running, waiting = order(), order()
-    for one in (running, waiting):
-        await bench.give(one)
-    await bench.until(lambda: bench.about(waiting))
-    for one in (waiting, running):
-        await bench.give(cancel(one))
-        assert await bench.end(one) == "work.cancelled"
-    assert bench.worker.ran == [f"{running.TYPE} {running.work_name}"]
-    await bench.stop()
-
-
-async def test_a_cancel_right_behind_its_order_is_not_lost(bench: Bench) -> None:
-    bench.worker.script = bench.worker.held
-    orders = [order() for _ in range(20)]
-    for one in orders:
-        await bench.give(one)
-        await bench.give(cancel(one))
-    for one in orders:
-        assert await bench.end(one) == "work.cancelled"
-
-
-async def test_a_second_cancel_does_not_disturb_the_cleaning(bench: Bench) -> None:
-    cleaned: list[str] = []
-
-    async def slow(one: Order, on_progress: Any) -> None:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            await asyncio.sleep(0.2)
-            cleaned.append(one.work_name)
-            raise
-
-    bench.worker.script = slow
-    one = order()
-    await bench.give(one)
-    await bench.until(lambda: bench.worker.ran)
-    for _ in range(3):
-        await bench.give(cancel(one))
-        await asyncio.sleep(0.03)
-    assert await bench.end(one) == "work.cancelled"
-    assert cleaned == [one.work_name]
-    await bench.quiet()
-    assert bench.about(one) == ["work.accepted", "work.cancelled"]
-
-
-async def test_a_cancel_that_comes_after_the_end_brings_the_end_again(bench: Bench) -> None:
-    one = order()
-    await bench.give(one)
-    await bench.end(one)
-    await bench.give(cancel(one))
-    assert await bench.end(one, times=2) == "work.completed"
-
-
-async def test_a_cancel_that_loses_to_completion_reports_the_completion(bench: Bench) -> None:
-    """The mover says that the work had ended before it could stop: the object is there, and nobody may say otherwise."""
-
-    async def stubborn(one: Order, on_progress: Any) -> dict[str, Any]:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-        return {"result": {"object": "is there"}, "bytes": 1}
-
-    bench.worker.script = stubborn
-    one = order()
-    await bench.give(one)
-    await bench.until(lambda: bench.worker.ran)
-    await bench.give(cancel(one))
-    assert await bench.end(one) == "work.completed"
-    assert bench.said[-1][1]["result"] == {"object": "is there"}
-
-
-async def test_unknown_work_is_cancelled_and_refused_when_it_comes_late(bench: Bench) -> None:
-    one = order()
-    await bench.give(cancel(one))
-    assert await bench.end(one) == "work.cancelled"
-    await bench.give(one)
-    assert await bench.end(one, times=2) == "work.cancelled"
-    await bench.give(cancel(one))
-    await bench.end(one, times=3)
-    assert bench.worker.ran == []
-
-
-async def test_a_cancel_overtaking_its_attempt_stops_the_earlier_one_too(bench: Bench) -> None:
-    bench.worker.script = bench.worker.held
-    first = order()
-    second = order(first.work_id, 2)
-    await bench.give(first)
-    await bench.until(lambda: bench.worker.ran)
-    await bench.give(cancel(second))
-    assert await bench.end(second) == "work.cancelled"
-    await bench.until(lambda: bench.worker.at_once == 0)
-    await bench.give(second)
-    assert await bench.end(second, times=2) == "work.cancelled"
-    assert len(bench.worker.ran) == 1
-
-
-async def test_a_cancel_survives_a_restart_and_what_the_first_run_left_is_removed(bench: Bench) -> None:
-    """The agent dies between the cancel and the end of the cleaning."""
-    store = order().store
-    one = DeleteImages(job_id=UUID(int=4), work_id=uuid4(), agent=NAME, reply_key="k", store=store, keys=["a"])
-    fetch = _fetch(store)
-    bench.worker.script = bench.worker.held
-    await bench.give(one)
-    await bench.give(fetch)
-    await bench.until(lambda: len(bench.worker.ran) == 2)
-    assert bench.runtime is not None
-    await bench.runtime.stop()
-    database = sqlite3.connect(bench.state / "orders.db")  # as the cancel would have, right before the kill
-    with database:
-        database.execute("UPDATE work SET cancelled = 1")
-    database.close()
-    bench.worker.script, bench.worker.ran = bench.worker.answer, []
-    await bench.agent()
-    assert await bench.end(one) == "work.cancelled"
-    assert await bench.end(fetch) == "work.cancelled"
-    assert bench.worker.ran == [f"{DeleteImages.TYPE} {fetch.work_name}"], "only the cleaning"
-
-
-def _fetch(store: StoreSpec) -> Order:
-    from schema.agent import FetchImage
-
-    return FetchImage.model_validate({
-        "job_id": UUID(int=4), "work_id": uuid4(), "agent": NAME, "reply_key": "k", "url": "http://example.com/", "format": "raw",
-        "store": store, "key": "inst/t/1", "kind": "template", "thing_id": uuid4(), "max_bytes": 1, "max_virtual_size": 1})
-
-
 # --- things that break ----------------------------------------------------------------------------------------------
 
 
 async def test_interrupted_work_is_done_again_and_if_it_then_fails_its_leftovers_go(bench: Bench) -> None:
-    fetch = _fetch(order().store)
+    fetch = fetching(order().store)
     bench.worker.script = bench.worker.held
     await bench.give(fetch)
     await bench.until(lambda: bench.worker.ran)
@@ -467,7 +208,7 @@ async def test_interrupted_work_is_done_again_and_if_it_then_fails_its_leftovers
 
 
 async def test_a_mover_that_dies_is_tried_three_times_and_then_cleaned_up_after(bench: Bench) -> None:
-    fetch = _fetch(order().store)
+    fetch = fetching(order().store)
 
     async def die(one: Order, on_progress: Any) -> dict[str, Any]:
         if isinstance(one, DeleteImages):
@@ -497,7 +238,7 @@ async def test_a_mover_killed_for_somebody_elses_cancel_is_not_this_works_fault(
 
 
 async def test_a_mover_killed_by_the_cancel_itself_is_cleaned_up_after(bench: Bench) -> None:
-    fetch = _fetch(order().store)
+    fetch = fetching(order().store)
 
     async def disobey(one: Order, on_progress: Any) -> dict[str, Any]:
         if isinstance(one, DeleteImages):
@@ -517,7 +258,7 @@ async def test_a_mover_killed_by_the_cancel_itself_is_cleaned_up_after(bench: Be
 
 
 async def test_leftovers_that_cannot_be_removed_are_named(bench: Bench) -> None:
-    fetch = _fetch(order().store)
+    fetch = fetching(order().store)
 
     async def die(one: Order, on_progress: Any) -> dict[str, Any]:
         if isinstance(one, DeleteImages):

@@ -304,6 +304,26 @@ async def test_cancelled_at_any_byte_it_stops_and_leaves_nothing(gate: Gate, tur
     assert len(calls) == count, "the store is still written to"
 
 
+class LateStore(MemoryImageStore):
+    """Has begun an upload some time before it says so."""
+
+    async def begin(self, key: str, *, part_size: int) -> Any:
+        """As S3 does."""
+        upload = await super().begin(key, part_size=part_size)
+        await asyncio.sleep(0.2)
+        return upload
+
+
+async def test_cancelled_while_the_store_has_begun_and_not_said_so_it_leaves_nothing(gate: Gate) -> None:
+    task = asyncio.create_task(fetch(gate.order("file/raw"), LateStore(gate.bucket), gate.guard, lambda *word: None))
+    while not gate.bucket.uploads:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.nothing_left()
+
+
 async def test_cancelled_while_it_begins_or_completes_it_leaves_nothing(gate: Gate) -> None:
     for at in ("begin", "complete", "put"):
         reached = asyncio.Event()

@@ -64,6 +64,8 @@ class SnapshotState:
     store_id: UUID
     job_id: UUID
     image: ImageRef | None = None
+    on_primary: bool = False
+    """It still lies inside its disk: the job that took it has not ended."""
 
 
 def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
@@ -75,10 +77,14 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
         return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
                              disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id)
     assert state is not None
+    if isinstance(event, SnapshotTaken):
+        return replace(state, status=status, on_primary=True)
+    if isinstance(event, SnapshotOffPrimary):
+        return replace(state, status=status, on_primary=False)
     if isinstance(event, SnapshotBackedUp):
         return replace(state, status=status, image=event.image)
     if isinstance(event, SnapshotFailed):
-        return replace(state, status=status, image=None)
+        return replace(state, status=status, image=None, on_primary=False)
     return replace(state, status=status)
 
 
@@ -292,8 +298,8 @@ class DeleteFlow:
     def start(self, context: Context) -> None:
         """Backed up or failed, and read by nobody."""
         state = self._state(context)
-        if state.status not in ("BackedUp", "Error"):
-            raise BadParameter(f"the snapshot is {state.status}", field="id",
+        if state.status not in ("BackedUp", "Error") or state.on_primary:
+            raise BadParameter(f"the snapshot is {state.status} and its job has not ended", field="id",
                                remedy=f"wait for its job to end, or cancelJob jobid={state.job_id}")
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))

@@ -137,7 +137,7 @@ async def test_image_bytes_are_written_only_to_their_destination(place: Place) -
 
 def allowed(path: str, data: Path) -> bool:
     """Logs, the journal, the database's own files and locks: no image bytes."""
-    own = (f"{data}/agents/", f"{data}/postgres/", f"{data}/up.lock", "/dev/", f"{data.parent}/up.log")
+    own = (f"{data}/agents/", f"{data}/postgres/", f"{data}/postgres.lock", f"{data}/up.lock", "/dev/", f"{data.parent}/up.log")
     return path.startswith(own) or "/memfd:" in path
 
 

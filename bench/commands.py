@@ -36,6 +36,8 @@ from tests.services.rabbitmq import RabbitMQ
 
 VOLUMES = 256
 COMMANDS = 4000
+WARM_UP = 500
+"""Commands before the clock starts, on both sides: plans, caches, connections."""
 PEER = "bench_peer"
 
 
@@ -59,6 +61,28 @@ async def volumes(dsn: str) -> list[UUID]:
     return made
 
 
+async def _consumers(url: str, names: list[str]) -> int:
+    """The fewest consumers that any of these queues has; 0 while one does not exist."""
+    connection = await aio_pika.connect(url)
+    try:
+        channel = await connection.channel()
+        return min([(await channel.declare_queue(name, passive=True)).declaration_result.consumer_count or 0 for name in names])
+    except aio_pika.exceptions.ChannelNotFoundEntity:
+        return 0
+    finally:
+        await connection.close()
+
+
+async def _consuming(url: str, names: list[str], wanted: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until each queue has `wanted` consumers. Raises RuntimeError when a process ended, TimeoutError after 60 s."""
+    async with asyncio.timeout(60):
+        while await _consumers(url, names) < wanted:
+            if any(process.poll() is not None for process in processes):
+                raise RuntimeError("a process under measurement ended by itself")
+            await asyncio.sleep(0.3)
+    await asyncio.sleep(0.5)
+
+
 @asynccontextmanager
 async def roles(rabbit: RabbitMQ, dsn: str) -> AsyncIterator[None]:
     """The shipped roles as processes."""
@@ -68,7 +92,7 @@ async def roles(rabbit: RabbitMQ, dsn: str) -> AsyncIterator[None]:
         ends = [subprocess.Popen([sys.executable, "-m", "api.cli", "serve", role], env=environment, stderr=subprocess.DEVNULL)
                 for role in ("handlers", "log")]
         try:
-            await asyncio.sleep(5)
+            await _consuming(rabbit.url, [f"storebus.work.p{number:02d}" for number in range(16)] + ["storebus.commands.in"], 1, ends)
             yield
         finally:
             for process in ends:
@@ -83,7 +107,7 @@ async def peers(rabbit: RabbitMQ, dsn: str) -> AsyncIterator[None]:
     environment = os.environ | {"PEER_AMQP": rabbit.url, "PEER_DSN": dsn}
     ends = [subprocess.Popen([sys.executable, "-m", "bench.peer_worker"], env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
-        await asyncio.sleep(4)
+        await _consuming(rabbit.url, [f"{PEER}.commands"], len(ends), ends)
         yield
     finally:
         for process in ends:
@@ -143,6 +167,7 @@ async def ours(rabbit: RabbitMQ, dsn: str, made: list[UUID]) -> float:
         await transport.publish(commands(command.TYPE), WireMessage(headers=envelope.headers(), body=envelope.body))
 
     try:
+        await through(rabbit, "storebus.events", "volume.renamed.#", publish, WARM_UP)
         return await through(rabbit, "storebus.events", "volume.renamed.#", publish)
     finally:
         await transport.aclose()
@@ -165,6 +190,7 @@ async def peer(rabbit: RabbitMQ, made: list[UUID]) -> float:
 
     assert lane is not None
     try:
+        await through(rabbit, f"{PEER}.events", "renamed.#", publish, WARM_UP)
         return await through(rabbit, f"{PEER}.events", "renamed.#", publish)
     finally:
         await transport.aclose()

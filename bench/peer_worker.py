@@ -42,8 +42,10 @@ async def main() -> None:
             if done is None:
                 return
             version = await connection.fetchval("SELECT version FROM peer_volume WHERE id = $1 FOR UPDATE", volume)
-            await connection.execute("UPDATE peer_volume SET version = $2, name = $3 WHERE id = $1 AND version = $4", volume,
-                                     version + 1, body["name"], version)
+            changed = await connection.execute("UPDATE peer_volume SET version = $2, name = $3 WHERE id = $1 AND version = $4", volume,
+                                               version + 1, body["name"], version)
+            if changed != "UPDATE 1":
+                raise RuntimeError("another version than expected")
             streams = [f"job-{job}"] * 3 + [f"volume-{volume}"]
             await connection.execute(ROWS, streams, [0, 1, 2, version + 1],
                                      ["job.submitted", "job.started", "job.completed", "volume.renamed"],
@@ -53,6 +55,12 @@ async def main() -> None:
         await broker.publish(payload, exchange=events, routing_key="renamed.root", persist=True)
 
     application = FastStream(broker, logger=None)
+
+    @application.on_startup
+    async def declare() -> None:
+        await broker.connect()
+        await broker.declare_exchange(events)
+
     await application.run()
     await pool.close()
 

@@ -136,7 +136,7 @@ class Cluster:
             await connection.close()
         told = [f"{row['recorded_at']:%H:%M:%S} {row['kind']} {row['type']} {row['payload'].decode()[:300]}" for row in rows]
         journals = []
-        for path in self.base.glob("data/agents/*/journal.db"):
+        for path in self.base.glob("data/agents/*/orders.db"):
             with contextlib.closing(sqlite3.connect(path)) as db:
                 names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
                 journals += [f"{path.parent.name} {name} {row!s:.200}" for name in names for row in db.execute(f"SELECT * FROM {name}")]

@@ -28,7 +28,8 @@ SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::uuid[], $5::uuid[], 
 
 async def main() -> None:
     """Consume until terminated."""
-    broker = RabbitBroker(os.environ["PEER_AMQP"], default_channel=Channel(prefetch_count=100, publisher_confirms=True))
+    broker = RabbitBroker(os.environ["PEER_AMQP"], default_channel=Channel(prefetch_count=100, publisher_confirms=True),
+                          logger=None)  # else it writes two lines for each message
     events = RabbitExchange("bench_peer.events", type=ExchangeType.TOPIC, durable=True)
     queue = RabbitQueue("bench_peer.commands", durable=True, arguments={"x-queue-type": "quorum"})
     pool = await asyncpg.create_pool(os.environ["PEER_DSN"], min_size=16, max_size=16)

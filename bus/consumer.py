@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
+from bus.collector import collect_seldom
 from bus.dead_letters import keep, text
 from bus.envelope import Envelope
 from bus.errors import AppendUnknown, BrokerAway, PublishUnknown, StoreAway
@@ -92,6 +93,7 @@ class PartitionConsumer:
 
     async def start(self) -> None:
         """Take our share, then keep it right."""
+        collect_seldom()
         await self._rebalance()
         self._started = True
         self._loops = [asyncio.create_task(self._keep_share(), name="partitions"),

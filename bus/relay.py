@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from typing import Literal
 
+from bus.collector import collect_seldom
 from bus.envelope import Envelope
 from bus.errors import AppendUnknown, BrokerAway, Conflict, LogBroken, PublishUnknown, StoreAway, Unroutable
 from bus.event_store import Checkpoint, EventStore, Lease, LogFilter, LogRow
@@ -72,6 +73,7 @@ class Relay:
 
         Raises LogBroken when the log or the checkpoint is not what it was.
         """
+        collect_seldom()
         pause, lease = 0.1, None
         try:
             while True:

@@ -29,6 +29,8 @@ from schema.failure import BadParameter, Unavailable
 
 PAGE = 2000
 """Rows of a page: at 256 KiB each they still fit, and at 1 KiB a page costs a few milliseconds."""
+BREATHE = 100
+"""Events after which the loop has a turn: the next page comes in meanwhile, and nobody else waits for a whole page."""
 WINDOW = 256
 """Messages that wait for their confirms at once."""
 PATIENCE_S = 60.0
@@ -126,6 +128,7 @@ async def replay_raw(store: EventStore, chosen: Selection, *, within: Span | Non
                 return
             if at < within.until:
                 ahead = asyncio.create_task(_read(store, at, wanted, page, within.until), name="replay, next page")
+                await asyncio.sleep(0)  # it is asked for before this page is used, even by a caller that never waits
             rows = got.rows
             if kinds:
                 rows = [row for row in rows if row.kind in kinds]
@@ -210,7 +213,9 @@ class Replay:
         try:
             paced = self.rate is not None
             async for rows in pages:
-                for row in rows:
+                for number, row in enumerate(rows):
+                    if not number % BREATHE:
+                        await asyncio.sleep(0)
                     if (paced or self._stop or not self._go.is_set()) and not await self._turn(1):
                         return
                     yield SubscribedEvent(row)

@@ -15,19 +15,21 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+from pydantic import ValidationError
+
 from bus.errors import Conflict, LogBroken, StoreAway
 from bus.event_store import Checkpoint, EventStore, Lease, LogFilter, LogRow, Page
 from bus.patterns import check
-from schema.codec import FromTheFuture, UnknownType, decode
+from schema.codec import FromTheFuture, UnknownType, decode, newest_version
 from schema.failure import BadParameter
-from schema.message import Message
+from schema.message import REGISTRY, Message
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,29 @@ POLL_S = 1.0
 LEASE_S = 10.0
 PATIENCE_S = 60.0
 _UNREAD: Any = object()
+
+
+_READERS: dict[tuple[str, int], Callable[[bytes], Message]] = {}
+"""(wire name, version) -> its parser, of every message in its newest version: the common case, without the codec's questions."""
+_read_of = 0
+"""How many messages were registered when `_READERS` was made."""
+
+
+def _readers() -> dict[tuple[str, int], Callable[[bytes], Message]]:
+    global _read_of
+    if len(REGISTRY) != _read_of:
+        _READERS.clear()
+        _READERS.update({(name, version): message.__pydantic_validator__.validate_json
+                         for (name, version), message in REGISTRY.items() if newest_version(name) == version})
+        _read_of = len(REGISTRY)
+    return _READERS
+
+
+def _decoded(row: LogRow) -> Message | None:
+    try:
+        return decode(row.type, row.type_version, row.payload)
+    except (UnknownType, FromTheFuture):
+        return None
 
 
 class SubscribedEvent:
@@ -129,9 +154,9 @@ class SubscribedEvent:
         if self._message is _UNREAD:
             row = self.row
             try:
-                self._message = decode(row.type, row.type_version, row.payload)
-            except (UnknownType, FromTheFuture):
-                self._message = None
+                self._message = _readers()[row.type, row.type_version](row.payload)
+            except (KeyError, ValidationError):  # an older or unknown version, or a damaged body: the codec says which
+                self._message = _decoded(row)
         message: Message | None = self._message
         return message
 

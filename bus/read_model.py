@@ -1,7 +1,7 @@
 """The read model: where projections rest and lists are read from. Generic; knows tables by name only.
 
 Owns the two database roles of reading: the projector's (writes read tables only) and the application's (reads them).
-Refuses to know what a column means. A change is `[table, id, columns or None]`, overlaid in order.
+Refuses to know what a column means. A change is `[table, id, columns or None]`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ class ReadModel(Protocol):
     """Overlay changes, read pages."""
 
     async def apply(self, changes: Sequence[Change]) -> None:
-        """Overlay the changes, in order, in one commit. Twice is once."""
+        """Remove the rows whose columns are None, then overlay the columns of the others, in one commit. Twice is once.
+
+        A row comes at most once among the removed, and at most once among the others: removed and given, it starts anew.
+        """
 
     async def clear(self) -> None:
         """Empty every table, for a rebuild."""

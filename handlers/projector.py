@@ -72,13 +72,20 @@ class Projector:
 
 
 def fold(rows: list[LogRow]) -> list[Change]:
-    """The changes of a page, several of one row merged into the last (fewer writes, the same result)."""
-    merged: dict[tuple[str, str], dict[str, Any] | None] = {}
+    """The changes of a page, several of one row merged into one (fewer writes, the same result).
+
+    Removals first: a row that is removed and made again starts anew.
+    """
+    gone: dict[tuple[str, str], None] = {}
+    given: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         for table, key, columns in changes(row):
-            before = merged.pop((table, key), {})
-            merged[table, key] = None if columns is None else {**(before or {}), **columns}
-    return [(table, key, columns) for (table, key), columns in merged.items()]
+            if columns is None:
+                given.pop((table, key), None)
+                gone[table, key] = None
+            else:
+                given.setdefault((table, key), {}).update(columns)
+    return [(*name, None) for name in gone] + [(*name, columns) for name, columns in given.items()]
 
 
 async def rebuild(store: EventStore, model: ReadModel) -> int:

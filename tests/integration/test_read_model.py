@@ -1,0 +1,62 @@
+"""The read tables on Postgres: what a page of changes leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from bus.read_model import PostgresReadModel
+
+
+@pytest.fixture
+async def model(database: str) -> AsyncIterator[PostgresReadModel]:
+    made = await PostgresReadModel.connect(database, role="storebus_projector")
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def reader(database: str) -> AsyncIterator[PostgresReadModel]:
+    made = await PostgresReadModel.connect(database, role="storebus_app")
+    yield made
+    await made.aclose()
+
+
+async def row(model: PostgresReadModel, table: str, key: str) -> dict[str, object] | None:
+    found, _ = await model.rows(table, {"id": key})
+    return {name: value for name, value in found[0].items() if value is not None} if found else None
+
+
+async def test_given_columns_overlay_a_row_and_twice_is_once(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    await model.apply([("volume", "a", {"name": "first", "size": 5}), ("volume", "b", {"name": "other"}), ("zone", "z", {"name": "here"})])
+    for _ in range(2):
+        await model.apply([("volume", "a", {"name": "second", "state": "Ready"})])
+        assert await row(reader, "volume", "a") == {"id": "a", "name": "second", "size": 5, "state": "Ready"}
+    assert await row(reader, "volume", "b") == {"id": "b", "name": "other"}
+    assert await row(reader, "zone", "z") == {"id": "z", "name": "here"}
+
+
+async def test_a_column_that_is_given_as_nothing_is_emptied(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    await model.apply([("volume", "a", {"name": "n", "error": "e"})])
+    await model.apply([("volume", "a", {"error": None})])
+    assert await row(reader, "volume", "a") == {"id": "a", "name": "n"}
+
+
+async def test_a_row_that_is_removed_and_made_again_starts_anew(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    await model.apply([("snapshot_store_ref", "a/s", {"key": "old", "root": "r"}), ("snapshot_store_ref", "b/s", {"key": "b"})])
+    await model.apply([("snapshot_store_ref", "a/s", None), ("snapshot_store_ref", "b/s", None), ("snapshot_store_ref", "a/s", {"key": "new"})])
+    assert await row(reader, "snapshot_store_ref", "a/s") == {"id": "a/s", "key": "new"}
+    assert await row(reader, "snapshot_store_ref", "b/s") is None
+
+
+async def test_no_table_outside_the_schema_can_be_named(model: PostgresReadModel) -> None:
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await model.apply([("../es.event", "a", {"name": "n"})])
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await model.apply([("event", "a", None)])
+
+
+async def test_a_page_of_nothing(model: PostgresReadModel) -> None:
+    await model.apply([])

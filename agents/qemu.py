@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.primary_stores.base import FULL
 from agents.uninterrupted import to_the_end
 from schema.failure import Unavailable, WorkFailed, WorkRetryable
 
@@ -91,7 +92,7 @@ def failed(program: str, said: str, status: int = 1) -> WorkFailed:
     if "lock" in text and ("Failed to get" in text or "Is another process using" in text):
         return WorkRetryable(f"the disk is in use by another process ({program}: {text})", remedy="stop what uses it")
     if "No space left" in text:
-        return WorkFailed(f"the primary store is full ({program}: {text})", remedy="free space, or add a store")
+        return WorkFailed(f"the primary store is full ({program}: {text})", field="primary", remedy=FULL)
     if status in (-signal.SIGXCPU, -signal.SIGKILL) or "annot allocate memory" in text:
         return WorkFailed(f"{program} needs more memory or time than looking at an image may take ({text or status})",
                           remedy="convert the image with qemu-img convert before it is registered")

@@ -231,9 +231,15 @@ class FolderImageStore:
                     raise Refused(f"test step mark: {self.root} is neither an image store nor empty, it has {used[0]}",
                                   field="url", remedy="give an empty directory, or create the file "
                                                       f"{SENTINEL} in it by hand") from None
-                with self.disk.held(self.disk.open(SENTINEL, os.O_WRONLY | os.O_CREAT, root)) as handle:
-                    self.disk.write_all(handle, memoryview(_SENTINEL_TEXT), 0)
-                    self.disk.fsync(handle)
+                try:
+                    with self.disk.held(self.disk.open(SENTINEL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, root)) as handle:
+                        self.disk.write_all(handle, memoryview(_SENTINEL_TEXT), 0)
+                        self.disk.fsync(handle)
+                except FileExistsError:  # somebody else adds the same directory at this moment
+                    return
+                except OSError:  # a mark that is not whole is no mark
+                    self.disk.unlink(SENTINEL, root)
+                    raise
                 self.disk.fsync(root)
 
     async def aclose(self) -> None:

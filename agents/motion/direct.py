@@ -20,6 +20,7 @@ from agents import manifest as manifests
 from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion.base import Progress
+from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, WorkFailed
@@ -200,8 +201,7 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
         finally:
             os.close(descriptor)  # no thread writes to it any more: each was waited for
     except OSError as error:
-        raise WorkFailed(f"the primary store: {error.strerror}", field="primary",
-                         remedy="free space, or add a store") from None
+        raise explain(error) from None
     return done
 
 

@@ -6,9 +6,23 @@ construction has a name of its attempt and becomes the volume's by `commit`; nob
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
+
+from schema.failure import WorkFailed
+
+FULL = "free space, or add a store"
+REMEDY = {errno.ENOSPC: FULL, errno.EDQUOT: "raise the quota", errno.EACCES: "let the agent write there",
+          errno.EROFS: "mount it writable"}
+
+
+def explain(error: OSError, root: object = "") -> WorkFailed:
+    """What a system error of a primary store means to an operator."""
+    what = "it is full: " if error.errno == errno.ENOSPC else ""
+    return WorkFailed(f"the primary store{f' {root}' if root else ''}: {what}{error.strerror}", field="primary",
+                      remedy=REMEDY.get(error.errno or 0, "see the host's log"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ Refuses names that leave the folder.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Callable
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from agents.primary_stores.base import Usage
+from agents.primary_stores.base import Usage, explain
 from agents.uninterrupted import in_thread
 from schema.failure import WorkFailed
 
-REMEDY = {errno.ENOSPC: "free space, or add a store", errno.EDQUOT: "raise the quota", errno.EACCES: "let the agent write there",
-          errno.EROFS: "mount it writable"}
 OURS = re.compile(r"\.?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.")
 """How the name of a disk or a draft begins; other files in the folder are somebody else's."""
 
@@ -34,8 +31,7 @@ class FolderPrimaryStore:
         try:
             return await in_thread(call, *arguments)
         except OSError as error:
-            raise WorkFailed(f"the primary store {self.root}: {error.strerror}", field="primary",
-                             remedy=REMEDY.get(error.errno or 0, "see the host's log")) from None
+            raise explain(error, self.root) from None
 
     async def prepare(self) -> None:
         """Make the folder, for this user only, when it is absent."""

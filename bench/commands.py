@@ -179,16 +179,13 @@ async def peer(rabbit: RabbitMQ, made: list[UUID]) -> float:
 
     transport = RabbitTransport(rabbit.url)  # the same loader
     await transport.start()
-    lane = transport._lanes[0]
     run = uuid4().hex[:6]
-    from pamqp.commands import Basic
 
     async def publish(number: int) -> None:
         body = json.dumps({"id": str(uuid4()), "volume": str(made[number % VOLUMES]), "name": f"{run}-{number}"}).encode()
-        await transport._lanes[number % len(transport._lanes)].publish(body, "", f"{PEER}.commands", Basic.Properties(
-            content_type="application/json", delivery_mode=2, message_id=uuid4().hex), True)
+        channel = transport._channel(str(number % 4))
+        await (await channel.send("", f"{PEER}.commands", body, {}, mandatory=True))
 
-    assert lane is not None
     try:
         await through(rabbit, f"{PEER}.events", "renamed.#", publish, WARM_UP)
         return await through(rabbit, f"{PEER}.events", "renamed.#", publish)

@@ -18,6 +18,11 @@ PREFIX = "cloudEvents_"
 """Header prefix that we write; `cloudEvents:` is read as well."""
 MAX_BODY = 256 * 1024
 """Bytes of the largest body accepted from anybody."""
+_SPECVERSION, _ID, _TYPE, _SOURCE, _SUBJECT, _TIME = (
+    PREFIX + name for name in ("specversion", "id", "type", "source", "subject", "time"))
+_VERSION, _KIND, _KEY, _STREAM_VERSION, _POSITION, _CORRELATION, _CAUSATION, _TENANT, _PRINCIPAL, _REPLAY = (
+    f"{PREFIX}sb{name}" for name in ("version", "kind", "key", "streamversion", "position", "correlation", "causation", "tenant",
+                                     "principal", "replay"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +52,27 @@ class Envelope:
 
     def headers(self) -> dict[str, str]:
         """CloudEvents attributes as headers; empty ones are left out."""
-        attributes = {
-            "specversion": "1.0", "id": str(self.id), "type": self.type, "source": "storebus",
-            "subject": self.stream or self.key, "time": self.time or datetime.now(UTC).isoformat(),
-            "sbversion": str(self.version), "sbkind": self.kind, "sbkey": self.key,
-            "sbstreamversion": str(self.stream_version) if self.stream_version >= 0 else "",
-            "sbposition": str(self.position) if self.position else "",
-            "sbcorrelation": str(self.correlation or ""), "sbcausation": str(self.causation or ""),
-            "sbtenant": self.tenant, "sbprincipal": self.principal, "sbreplay": "true" if self.replay else "",
-        }
-        headers = {PREFIX + name: value for name, value in attributes.items() if value}
+        headers = {
+            _SPECVERSION: "1.0", _ID: str(self.id), _TYPE: self.type, _SOURCE: "storebus",
+            _TIME: self.time or datetime.now(UTC).isoformat(), _VERSION: str(self.version), _KIND: self.kind}
+        if self.stream or self.key:
+            headers[_SUBJECT] = self.stream or self.key
+        if self.key:
+            headers[_KEY] = self.key
+        if self.tenant:
+            headers[_TENANT] = self.tenant
+        if self.principal:
+            headers[_PRINCIPAL] = self.principal
+        if self.stream_version >= 0:
+            headers[_STREAM_VERSION] = str(self.stream_version)
+        if self.position:
+            headers[_POSITION] = str(self.position)
+        if self.correlation:
+            headers[_CORRELATION] = str(self.correlation)
+        if self.causation:
+            headers[_CAUSATION] = str(self.causation)
+        if self.replay:
+            headers[_REPLAY] = "true"
         if self.traceparent:
             headers["traceparent"] = self.traceparent
         return headers

@@ -12,6 +12,8 @@ import asyncio
 import json
 import logging
 from collections import deque
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 from bus.collector import collect_seldom
@@ -39,12 +41,19 @@ LAST_S = 1.0
 
 def envelope_of(row: LogRow, *, replay: bool = False) -> Envelope:
     """A log row as it travels."""
-    meta = json.loads(row.meta)
+    meta = _meta(row.meta)
     return Envelope(
         id=row.id, type=row.type, version=row.type_version, kind=row.kind, body=row.payload, key=row.key,
         stream=row.stream, stream_version=row.version, position=row.position, time=row.recorded_at.isoformat(),
         correlation=row.correlation, causation=row.causation, tenant=row.tenant,
         principal=meta.get("principal", "system"), traceparent=meta.get("traceparent", ""), replay=replay)
+
+
+@lru_cache(maxsize=1024)
+def _meta(raw: bytes) -> Mapping[str, str]:
+    """The rows of one append share it."""
+    known: dict[str, str] = json.loads(raw)
+    return known
 
 
 def address_of(row: LogRow) -> Address:
@@ -161,14 +170,27 @@ class Relay:
         except Exception as error:
             log.debug("the last checkpoint was not saved: %s", error, extra={"action": "checkpoint_kept"})
 
-    async def send(self, row: LogRow) -> None:
-        """Publish one row; returns with the confirm."""
+    async def send(self, row: LogRow) -> asyncio.Future[None] | None:
+        """Hand one row over; the future is its confirm, None when it can never be delivered."""
+        envelope = envelope_of(row)
+        try:
+            return await self.transport.send(address_of(row), WireMessage(headers=envelope.headers(), body=envelope.body))
+        except Unroutable as nobody:
+            _undeliverable(row, nobody)
+            return None
+
+    async def again(self, row: LogRow) -> None:
+        """No queue took it: declare what is missing and publish it once more."""
         envelope = envelope_of(row)
         try:
             await self.transport.publish(address_of(row), WireMessage(headers=envelope.headers(), body=envelope.body))
         except Unroutable as nobody:
-            # Not worth stopping everybody behind it: the job's timer asks again, or fails the job in the end.
-            log.error("%s at %d cannot be delivered: %s", row.type, row.position, nobody, extra={"action": "unroutable"})
+            _undeliverable(row, nobody)
+
+
+def _undeliverable(row: LogRow, why: Unroutable) -> None:
+    # Not worth stopping everybody behind it: the job's timer asks again, or fails the job in the end.
+    log.error("%s at %d cannot be delivered: %s", row.type, row.position, why, extra={"action": "unroutable"})
 
 
 class _Flight:
@@ -176,7 +198,7 @@ class _Flight:
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
-        self._flying: deque[tuple[int, asyncio.Task[None]]] = deque()
+        self._flying: deque[tuple[LogRow, asyncio.Future[None] | None]] = deque()
         self._changed = asyncio.Event()
         self._landed = asyncio.Event()
         self._scanned = relay.position
@@ -186,7 +208,7 @@ class _Flight:
         while len(self._flying) >= WINDOW:
             self._landed.clear()
             await self._landed.wait()
-        self._flying.append((row.position, asyncio.create_task(self.relay.send(row))))
+        self._flying.append((row, await self.relay.send(row)))
         self._changed.set()
 
     def scanned(self, position: int) -> None:
@@ -198,11 +220,15 @@ class _Flight:
         """Wait for the confirms, oldest first: everything up to it is then safe. Raises what a publish raised."""
         while True:
             while self._flying:
-                position, task = self._flying[0]
-                await task
+                row, confirm = self._flying[0]
+                if confirm is not None:
+                    try:
+                        await confirm
+                    except Unroutable:
+                        await self.relay.again(row)
                 hit("relay.after_confirm")
                 self._flying.popleft()
-                self.relay.position = position
+                self.relay.position = row.position
                 self._landed.set()
             # Rows of other lanes behind the last of ours are passed too. No await since the queue was seen empty.
             self.relay.position = max(self.relay.position, self._scanned)
@@ -211,6 +237,7 @@ class _Flight:
 
     async def abandon(self) -> None:
         """What is not confirmed is published again, after the restart."""
-        for _, task in self._flying:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in self._flying), return_exceptions=True)
+        confirms = [confirm for _, confirm in self._flying if confirm is not None]
+        for confirm in confirms:
+            confirm.cancel()
+        await asyncio.gather(*confirms, return_exceptions=True)

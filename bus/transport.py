@@ -11,6 +11,7 @@ its place and counts as a delivery; over the delivery limit it is a dead letter.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -149,6 +150,12 @@ class Transport(Protocol):
 
     async def publish(self, to: Address, message: WireMessage) -> None:
         """Returns once the broker has it safe. Many may be in flight; each call waits for its own confirm only."""
+
+    async def send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
+        """Hand it over without waiting for the confirm, which is the future: for one who sends many, in their order.
+
+        Waits for room only. What the future raises is the caller's to see to, a lost queue (Unroutable) too: `publish` mends it.
+        """
 
     async def consume(self, source: Address, on_delivery: OnDelivery, *, prefetch: int = 64) -> Consumer:
         """Start a consumer. For `work` and `agent` single-active; for `events` and `reply` a private queue."""

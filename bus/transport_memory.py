@@ -206,6 +206,10 @@ class MemoryTransport:
         if not arrives or (self.faults and self.faults.happens(self.faults.lose_confirm)):
             raise PublishUnknown("no confirm came")
 
+    async def send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
+        """See Transport."""
+        return asyncio.ensure_future(self.publish(to, message))
+
     def _targets(self, to: Address) -> list[_Queue]:
         if to.kind in BOUNDED:
             return [queue for address, queue in self._private.values()

@@ -1,7 +1,7 @@
-"""The transport on RabbitMQ: publishing, and what a process has of it. Consumers live in `rabbit_consumer`, connections
-in `rabbit_link`.
+"""The transport on RabbitMQ: what a process has of it. Consumers live in `rabbit_consumer`, publish channels in
+`rabbit_publish`, connections in `rabbit_link`.
 
-Owns what a caller is told about a publish: safe, not sent (BrokerAway, Unroutable), or unknown (PublishUnknown). Refuses to
+Owns which channel a message takes, and what a lost queue means. Refuses to
 retry for the caller, except where the broker has lost a standing queue: that is declared again and the message sent once more.
 Rule: a message is only called safe by the broker's own confirm.
 """
@@ -12,91 +12,23 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import Awaitable
-from typing import Any
 from urllib.parse import unquote, urlsplit
-from uuid import uuid4
 
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError, PublishError
-from pamqp.commands import Basic
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from bus import topology
-from bus.errors import BrokerAway, PublishUnknown, Unroutable
+from bus.errors import BrokerAway, Unroutable
 from bus.rabbit_consumer import RabbitConsumer
-from bus.rabbit_link import AWAY, Link, declare, declare_exchanges, declare_standing, ours
+from bus.rabbit_link import AWAY, Link, declare, declare_exchanges, declare_standing
+from bus.rabbit_publish import PUBLISH_S, PublishChannel
 from bus.transport import Address, Consumer, OnDelivery, WireMessage, check_fits
 
 log = logging.getLogger(__name__)
 
 PUBLISH_CHANNELS = 4
-WINDOW = 512
-"""Unconfirmed publishes of one channel."""
-PUBLISH_S = 15.0
-"""Longest wait for a confirm, and for room to send."""
-SILENT_S = 8.0
-"""Without any confirm for so long, a channel with unconfirmed publishes is given up. A quorum queue whose leader was not
-elected yet when the broker came back drops a publish, and then waits for it: no later one on that channel is confirmed."""
-BLOCKED_S = 5.0
-"""Longest wait while the broker takes nothing (memory or disk alarm)."""
 START_S = 10.0
 CLOSE_S = 5.0
 CANARY_S = 30.0
-
-
-class _Lane:
-    """One publish channel and its window of unconfirmed publishes."""
-
-    def __init__(self, link: Link, raw: Any) -> None:
-        self.link, self.raw = link, raw
-        self.window = asyncio.Semaphore(WINDOW)
-        self.flying = 0
-        self._heard = 0.0
-        self._loop = asyncio.get_running_loop()
-
-    @property
-    def silent_s(self) -> float:
-        """For how long publishes have been waiting without any confirm."""
-        return self._loop.time() - self._heard if self.flying else 0.0
-
-    async def publish(self, body: bytes, exchange: str, key: str, properties: Basic.Properties, mandatory: bool) -> None:
-        """Returns with the confirm. Every way it can fail says whether the message may be there."""
-        sent = False
-        try:
-            async with asyncio.timeout(PUBLISH_S):
-                if self.link.blocked:
-                    async with asyncio.timeout(BLOCKED_S):
-                        await self.raw.connection.ready()
-                async with self.window:
-                    sent = True
-                    await self._confirmed(self.raw.basic_publish(
-                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory, wait=False))
-        except PublishError:
-            raise Unroutable(f"no queue takes {exchange or 'the default exchange'}: {key}") from None
-        except DeliveryError:
-            raise BrokerAway("the broker refused the message for now (nack)") from None
-        except ChannelInvalidStateError:
-            raise BrokerAway("the channel to RabbitMQ is closed") from None
-        except asyncio.CancelledError:
-            if ours():
-                raise
-            raise PublishUnknown("the channel closed before a confirm came") from None
-        except TimeoutError:
-            if not sent:
-                raise BrokerAway("the broker takes no messages for now", remedy="free its memory or disk") from None
-            self.link.give_up(f"no confirm came within {PUBLISH_S:.0f} s")
-            raise PublishUnknown(f"no confirm came within {PUBLISH_S:.0f} s") from None
-        except (AMQPError, OSError, RuntimeError) as error:
-            raise PublishUnknown(f"no confirm came: {type(error).__name__}") from None
-
-    async def _confirmed(self, publish: Awaitable[Any]) -> None:
-        if not self.flying:
-            self._heard = self._loop.time()
-        self.flying += 1
-        try:
-            await publish
-            self._heard = self._loop.time()
-        finally:
-            self.flying -= 1
 
 
 class RabbitTransport:
@@ -112,10 +44,8 @@ class RabbitTransport:
         self._login = unquote(urlsplit(url).username or "guest")
         """Sent with every message: the broker refuses a message that claims to be somebody else's."""
         self.canary_s = canary_s
-        self._lanes: list[_Lane] = []
+        self._channels: list[PublishChannel] = []
         self._consumers: set[RabbitConsumer] = set()
-        self._flying = 0
-        self._landed = asyncio.Event()
         self._mending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self.publishing: Link
@@ -125,7 +55,7 @@ class RabbitTransport:
     async def start(self) -> None:
         """See Transport. When the broker is away it raises BrokerAway and goes on trying by itself."""
         if not self._started:
-            self.publishing = Link(self._url, "publish", self._open_lanes)
+            self.publishing = Link(self._url, "publish", self._open_channels)
             self.consuming = Link(self._url, "consume", _prepare)
             self._started = True
         try:
@@ -140,16 +70,16 @@ class RabbitTransport:
         return BrokerAway(f"RabbitMQ does not answer: {link.why}", field="STOREBUS_AMQP_URL",
                           remedy="start it, or check the URL; it is tried again by itself")
 
-    async def _open_lanes(self, link: Link) -> None:
+    async def _open_channels(self, link: Link) -> None:
         async with link.channel() as raw:
             await declare_exchanges(raw)
             await declare_standing(raw)
-        lanes = []
+        channels = []
         for _ in range(PUBLISH_CHANNELS):
             raw = await link.open_channel(confirms=True)
             link.lost_with(raw)
-            lanes.append(_Lane(link, raw))
-        self._lanes = lanes
+            channels.append(PublishChannel(link, raw, self._login))
+        self._channels = channels
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="amqp-watch")
 
@@ -157,8 +87,11 @@ class RabbitTransport:
         """Give up a connection on which publishes are no longer confirmed; a new one starts from nothing."""
         while True:
             await asyncio.sleep(1.0)
-            if any(lane.silent_s > SILENT_S and not lane.link.blocked for lane in self._lanes):
-                self.publishing.give_up(f"no confirm came for {SILENT_S:.0f} s")
+            why = next(filter(None, (channel.overdue() for channel in self._channels)), "")
+            if why:
+                self.publishing.give_up(why)
+                for channel in self._channels:
+                    channel.fail(why)
 
     @property
     def healthy(self) -> bool:
@@ -172,41 +105,36 @@ class RabbitTransport:
         """See Transport."""
         check_fits(to, message)
         try:
-            await self._send(to, message)
+            await (await self._send(to, message))
         except Unroutable:
             # The queue is gone (a wiped broker), or was never there (an agent's first order, a replay's target).
             if not await self._mend(to):
                 raise
-            await self._send(to, message)
+            await (await self._send(to, message))
 
-    async def _send(self, to: Address, message: WireMessage) -> None:
-        # Order matters within a queue; all events share a channel because one subscriber may take several keys.
-        lane = to.kind if to.kind == "events" else f"{to.kind}.{to.name}"
+    async def send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
+        """See Transport."""
+        check_fits(to, message)
+        return await self._send(to, message)
+
+    async def _send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
         exchange, key, mandatory = topology.target(to)
-        await self._publish_raw(lane, message, exchange, key, mandatory, to.kind in topology.TRANSIENT)
+        # Order matters within a queue; all events share a channel because one subscriber may take several keys.
+        return await self._channel(to.kind if to.kind == "events" else f"{to.kind}.{to.name}").send(
+            exchange, key, message.body, message.headers, mandatory=mandatory, durable=to.kind not in topology.TRANSIENT,
+            reply_to=message.reply_to, correlation_id=message.correlation_id,
+            expiration_ms=None if message.expiration_s is None else int(message.expiration_s * 1000))
 
-    async def _publish_raw(self, lane: str, message: WireMessage, exchange: str, key: str, mandatory: bool,
-                           transient: bool) -> None:
+    def _channel(self, order: str) -> PublishChannel:
+        """What bears this name goes in order."""
         if not self._started or not self.publishing.ready.is_set():
             raise self._away() if self._started else BrokerAway("the transport was not started")
-        properties = Basic.Properties(
-            content_type="application/json", delivery_mode=1 if transient else 2, headers=dict(message.headers),
-            user_id=self._login, message_id=uuid4().hex,  # new for each attempt: returned messages are matched by it
-            reply_to=message.reply_to or None, correlation_id=message.correlation_id or None,
-            expiration=str(int(message.expiration_s * 1000)) if message.expiration_s is not None else None)
-        self._flying += 1
-        try:
-            await self._lanes[zlib.crc32(lane.encode()) % len(self._lanes)].publish(
-                message.body, exchange, key, properties, mandatory)
-        finally:
-            self._flying -= 1
-            if not self._flying:
-                self._landed.set()
+        return self._channels[zlib.crc32(order.encode()) % len(self._channels)]
 
     async def probe(self, queue: str, headers: dict[str, str], *, expiration_s: float) -> None:
         """A canary straight into a queue, by its name."""
-        await self._publish_raw("canary", WireMessage(headers=headers, body=b"", expiration_s=expiration_s), "", queue,
-                                mandatory=True, transient=True)
+        await (await self._channel("canary").send("", queue, b"", headers, mandatory=True, durable=False,
+                                                  expiration_ms=int(expiration_s * 1000)))
 
     async def _mend(self, to: Address) -> bool:
         """Declare what should be there; False when only its consumer can (calls, replies)."""
@@ -270,10 +198,9 @@ class RabbitTransport:
             return
         self._started = False
         await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
-        self._landed.clear()
-        if self._flying:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._landed.wait(), CLOSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*(channel.landed() for channel in self._channels))
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -11,6 +11,7 @@ import pytest
 
 from bus import topology
 from bus.errors import BrokerAway, PublishUnknown
+from bus.rabbit_consumer import RabbitConsumer
 from bus.transport import Address, Delivery, WireMessage, agent, commands, events, work
 from bus.transport_rabbit import RabbitTransport
 from tests.services.rabbitmq import RabbitMQ
@@ -87,14 +88,15 @@ async def test_a_consumer_that_the_broker_cancelled(node: RabbitMQ) -> None:
     """Its queue is deleted under it: the queue and the consumer are there again, nobody had to ask."""
     async with connected(node.url) as transport:
         log, other = Log(), Log()
-        await transport.consume(work(5), log)
+        consumer = await transport.consume(work(5), log)
         await transport.consume(events("#"), other)
         await send(transport, work(5), "before")
         await log.until({"before"})
         await ctl(node, "delete_queue", f"{topology.WORK}.p05")
-        await send(transport, work(5), "after")  # not before the queue is gone: the command has ended
+        assert isinstance(consumer, RabbitConsumer)
+        await until(lambda: consumer.generation > 1 and transport.healthy)
+        await send(transport, work(5), "after")
         await log.until({"after"})
-        await until(lambda: transport.healthy)
 
 
 async def test_a_queue_that_is_gone_is_declared_by_who_publishes(node: RabbitMQ) -> None:

@@ -16,6 +16,9 @@ from schema.failure import Unavailable, WorkFailed, WorkRetryable
 INSTALL = "apt-get install --no-install-recommends libnbd0"
 HOLE, ZERO = 1, 2
 """Flags of base:allocation."""
+ALLOCATION, DIRTY = "base:allocation", "qemu:dirty-bitmap:"
+CHANGED = 1
+"""The flag of a dirty bitmap's context."""
 STATUS_SPAN = (1 << 32) - (1 << 16)
 """Bytes of one block-status or zero request: the protocol's limit is 4 GiB - 1."""
 MAX_REQUEST = 16 << 20
@@ -43,6 +46,7 @@ def _library() -> ctypes.CDLL:
         ("nbd_set_export_name", i32, [handle, text]), ("nbd_add_meta_context", i32, [handle, text]),
         ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]),
         ("nbd_can_multi_conn", i32, [handle]), ("nbd_can_zero", i32, [handle]),
+        ("nbd_can_meta_context", i32, [handle, text]),
         ("nbd_pread", i32, [handle, ctypes.c_void_p, size, u64, u32]),
         ("nbd_pwrite", i32, [handle, ctypes.c_void_p, size, u64, u32]),
         ("nbd_zero", i32, [handle, u64, u64, u32]), ("nbd_flush", i32, [handle, u32]),
@@ -66,14 +70,14 @@ def available() -> bool:
 class Connection:
     """One connection to one export. Blocking: every method is called in a thread."""
 
-    def __init__(self, socket: str, export: str = "") -> None:
-        self._lib = _library()
+    def __init__(self, socket: str, export: str = "", *, context: str = ALLOCATION) -> None:
+        self._lib, self._context = _library(), context.encode()
         self._handle = self._lib.nbd_create()
         if not self._handle:
             raise self._error("nbd_create")
         try:
             self._ok(self._lib.nbd_set_export_name(self._handle, export.encode()), "export name")
-            self._ok(self._lib.nbd_add_meta_context(self._handle, b"base:allocation"), "meta context")
+            self._ok(self._lib.nbd_add_meta_context(self._handle, self._context), "meta context")
             self._ok(self._lib.nbd_connect_unix(self._handle, socket.encode()), "connect")
             self.size: int = self._lib.nbd_get_size(self._handle)
             self._ok(self.size, "size")
@@ -146,31 +150,42 @@ class Connection:
         self._ok(self._lib.nbd_flush(self._open, 0), "flush")
 
     def extents(self) -> list[Extent]:
-        """The device's allocation, neighbours of one kind joined."""
-        found: list[Extent] = []
+        """The device's allocation, neighbours of one kind joined. All of it is data where the server tells nothing."""
+        return [Extent(offset=at, length=length, zero=zero) for at, length, zero in self._status(ZERO, unknown=False)]
+
+    def changed(self) -> list[Extent]:
+        """The runs that the connection's dirty bitmap has marked. Raises WorkFailed when the server does not offer it."""
+        if self._ok(self._lib.nbd_can_meta_context(self._open, self._context), "meta context") != 1:
+            raise WorkFailed(f"block export: it does not offer {self._context.decode()}")
+        return [Extent(offset=at, length=length, zero=False)
+                for at, length, marked in self._status(CHANGED, unknown=True) if marked]
+
+    def _status(self, flag: int, *, unknown: bool) -> list[tuple[int, int, bool]]:
+        """(offset, length, whether `flag` is set) over the whole device, equal neighbours joined."""
+        found: list[tuple[int, int, bool]] = []
         at = 0
         while at < self.size:
             runs: list[tuple[int, bool]] = []
 
             def on_extents(_: int, context: bytes, offset: int, entries: object, count: int, error: object,
                            runs: list[tuple[int, bool]] = runs) -> int:
-                if context == b"base:allocation":
-                    runs.extend((entries[n], bool(entries[n + 1] & ZERO)) for n in range(0, count, 2))  # type: ignore[index] # a ctypes pointer
+                if context == self._context:
+                    runs.extend((entries[n], bool(entries[n + 1] & flag)) for n in range(0, count, 2))  # type: ignore[index] # a ctypes pointer
                 return 0
 
             callback = _ExtentCallback(_EXTENT(on_extents), None, None)
             span = min(STATUS_SPAN, self.size - at)
             self._ok(self._lib.nbd_block_status(self._open, span, at, callback, 0), "block status")
             if not runs:
-                runs.append((span, False))  # the server tells nothing: all of it is data
-            for length, zero in runs:
+                runs.append((span, unknown))
+            for length, marked in runs:
                 length = min(length, self.size - at)  # a server may tell beyond what was asked
                 if length <= 0:
                     break
-                if found and found[-1].zero == zero:
-                    found[-1] = Extent(offset=found[-1].offset, length=found[-1].length + length, zero=zero)
+                if found and found[-1][2] == marked:
+                    found[-1] = (found[-1][0], found[-1][1] + length, marked)
                 else:
-                    found.append(Extent(offset=at, length=length, zero=zero))
+                    found.append((at, length, marked))
                 at += length
         return found
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.download import fetch
+from agents.hypervisors.base import ChangeTracking, Untracked
 from agents.manifest import delete_object
 from agents.motion.base import Progress
-from agents.motion.direct import read_image, write_image
+from agents.motion.delta import changes, read_chain, usable, write_delta
+from agents.motion.direct import write_image
 from agents.toolbox import Toolbox
 from schema.agent import (
     CreateDisk,
@@ -78,7 +80,8 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
         else:
             assert order.store is not None
             async with tools.store(order.store, secrets) as store:
-                await read_image(store, order.image, draft, hypervisor=hypervisor, progress=progress, workers=tools.workers)
+                await read_chain(store, [*order.base, order.image], draft, hypervisor=hypervisor, progress=progress,
+                                 workers=tools.workers)
             await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=order.virtual_size)
         await primary.commit(order.volume_id, order.work_name, SUFFIX)
     except BaseException:
@@ -104,9 +107,12 @@ def _disk(disk: DiskRef, tools: Toolbox) -> str:
 
 
 async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> SnapshotFrozen:
-    """Freeze the content under the tag."""
-    path = _disk(order.disk, tools)
-    await tools.hypervisor.take_snapshot(path, order.tag)
+    """Record changes, then freeze the content: what is written in between is in both, never in neither. Done again after
+    the content was frozen, nothing is recorded anew: a record must not be younger than its snapshot."""
+    path, hypervisor = _disk(order.disk, tools), tools.hypervisor
+    if isinstance(hypervisor, ChangeTracking) and order.tag not in await hypervisor.snapshots(path):
+        await hypervisor.track(path, order.tag)
+    await hypervisor.take_snapshot(path, order.tag)
     virtual, _ = await tools.hypervisor.measure(path)
     return SnapshotFrozen(virtual_size=virtual)
 
@@ -114,17 +120,29 @@ async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, p
 async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
     """From the block export straight into the store."""
     path = _disk(order.disk, tools)
-    async with tools.store(order.store, secrets) as store, tools.hypervisor.open(path, tag=order.tag) as device:
-        return ImageResult(image=await write_image(
-            device, store, store_id=order.store.id, key=order.key, kind="snapshot", thing_id=order.thing_id,
-            job_id=order.job_id, work=order.work_name, installation=order.store.prefix, progress=progress,
-            workers=tools.workers))
+    where: dict[str, Any] = {
+        "store_id": order.store.id, "key": order.key, "kind": "snapshot", "thing_id": order.thing_id, "job_id": order.job_id,
+        "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
+    async with tools.store(order.store, secrets) as store:
+        reason = ""
+        if order.parent is not None:
+            try:
+                changed = await changes(tools.hypervisor, path, order.parent_tag)
+                async with tools.hypervisor.open(path, tag=order.tag) as device:
+                    await usable(store, order.parent, device.size, order.key)
+                    return ImageResult(image=await write_delta(device, changed, order.parent, store, **where))
+            except Untracked as why:
+                reason = why.failure.cause
+        async with tools.hypervisor.open(path, tag=order.tag) as device:
+            return ImageResult(image=await write_image(device, store, **where), reason=reason)
 
 
 async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
-    """Forget the tag."""
+    """Forget the tag, and the records of changes that nothing will ask for."""
     path = tools.primary(order.disk.primary).locate(order.disk.path)
     await tools.hypervisor.drop_snapshot(path, order.tag)
+    if isinstance(tools.hypervisor, ChangeTracking):
+        await tools.hypervisor.forget_changes(path, keep=order.keep)
     return Result()
 
 

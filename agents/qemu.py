@@ -206,8 +206,8 @@ async def export(arguments: Arguments) -> AsyncIterator[Export]:
             await to_the_end(one.stop())
 
 
-def daemon(path: str, form: str, *, writable: bool, connections: int) -> Arguments:
-    """qemu-storage-daemon serving a disk's live content."""
+def daemon(path: str, form: str, *, writable: bool, connections: int, bitmap: str = "") -> Arguments:
+    """qemu-storage-daemon serving a disk's live content; with `bitmap`, also what that dirty bitmap has marked."""
     def arguments(folder: Path) -> list[str]:
         file = {"driver": "file", "node-name": "file", "filename": path, "read-only": not writable}
         disk = {"driver": form, "node-name": "disk", "file": "file", "read-only": not writable}
@@ -215,7 +215,8 @@ def daemon(path: str, form: str, *, writable: bool, connections: int) -> Argumen
             disk["backing"] = None  # never follow a chain that somebody wrote into the file
         if writable:
             file["discard"] = disk["discard"] = "unmap"
-        serve = {"type": "nbd", "id": "export", "node-name": "disk", "name": "", "writable": writable}
+        serve = {"type": "nbd", "id": "export", "node-name": "disk", "name": "", "writable": writable,
+                 "bitmaps": [bitmap] if bitmap else []}
         return ["qemu-storage-daemon", "--blockdev", json.dumps(file), "--blockdev", json.dumps(disk),
                 "--nbd-server", f"addr.type=unix,addr.path={_option(folder / 's')},max-connections={connections}",
                 "--export", json.dumps(serve), "--pidfile", str(folder / "pid")]

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(50 << 30, description="Largest object that a download may be, bytes.")
     max_virtual_size: int = Field(2000 << 30, description="Largest virtual disk, bytes (CloudStack's storage.max.volume.size).")
     max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
+    snapshot_chain: int = Field(8, ge=1, le=100, description="Links of a chain of incremental snapshots, the full one among "
+                                "them (CloudStack's snapshot.delta.max); 1: every backup is full.")
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
     parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
     amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from bus.event_store import Claim, CounterChange
@@ -109,6 +109,8 @@ class Limits:
     max_image_bytes: int = 50 << 30
     max_virtual_size: int = 2000 << 30
     max_volume_gib: int = 2000
+    max_chain: int = 8
+    """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
 
 
 OrderMaker = Callable[[Context, UUID, int], "Order | None"]
@@ -129,6 +131,14 @@ class Step:
     """Its undo runs even when the step itself did not complete in this job."""
     attempts: int = 3
     """How often a retryable failure is tried in all."""
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A flow that must see streams which only other streams name (the snapshots that a snapshot is built on)."""
+
+    def follow(self, command: Any, states: Mapping[str, Any]) -> list[str]:
+        """Streams that what is loaded names; asked again with them, until nothing new is named."""
 
 
 class Flow(Protocol):

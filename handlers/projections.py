@@ -179,21 +179,26 @@ def _snapshot(event: Any, at: str) -> Iterator[Change]:
         case snapshot.SnapshotTaken():
             yield "snapshot", key, {"state": "CreatedOnPrimary", "size": event.virtual_size, "on_primary": True}
         case snapshot.SnapshotBackupStarted():
-            yield "snapshot", key, {"state": "BackingUp"}
+            yield "snapshot", key, {"state": "BackingUp", "depth": event.depth, "reason": event.reason,
+                                    "parent_id": str(event.parent) if event.parent else None}
         case snapshot.SnapshotBackedUp():
             image = event.image
-            yield "snapshot", key, {"state": "BackedUp", **_bytes(image)}
+            full = {} if image.parent else {"parent_id": None, "depth": 0, "reason": event.reason}
+            yield "snapshot", key, {"state": "BackedUp", **full, **_bytes(image)}
             yield "snapshot_store_ref", f"{key}/{image.store_id}", {
                 "snapshot_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
                 "root": image.root, "created": at, **_bytes(image)}
         case snapshot.SnapshotOffPrimary():
             yield "snapshot", key, {"on_primary": False}
         case snapshot.SnapshotFailed():
-            yield "snapshot", key, {"state": "Error", "on_primary": False, "error": event.failure.text}
+            yield "snapshot", key, {"state": "Error", "on_primary": False, "error": event.failure.text, "parent_id": None}
             yield from _ref("snapshot", key, event.store_id, None)
         case snapshot.SnapshotDeleteRequested():
             yield "snapshot", key, {"state": "Destroying", "removed": at}
             yield from _ref("snapshot", key, event.store_id, {"state": "Destroying"})
+        case snapshot.SnapshotHidden():
+            yield "snapshot", key, {"state": "Destroyed"}
+            yield from _ref("snapshot", key, event.store_id, {"state": "Hidden"})
         case snapshot.SnapshotDeleted():
             yield "snapshot", key, {"state": "Destroyed"}
             yield from _ref("snapshot", key, event.store_id, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -23,7 +23,7 @@ from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
 from handlers.agent import announce
-from handlers.decider import Context, Decision, IllegalTransition, Limits
+from handlers.decider import Context, Decision, Following, IllegalTransition, Limits
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
 from handlers.table import EVOLVE, FLOWS
@@ -40,6 +40,9 @@ RACES = 12
 """How often one message is decided again after another append came first."""
 CACHED_STREAMS = 20_000
 """States kept in memory; the least recently used go first."""
+
+FOLLOWED = 200
+"""How far from stream to stream a flow may follow: the longest chain of snapshots, with room."""
 
 Decide = Callable[[Context, Engine], None]
 
@@ -97,7 +100,7 @@ class Runtime:
         streams = await self._streams(job_id, command)
         self._forget(streams)  # nothing is appended here that would show a stale state
         await self.catch_up()
-        states = {name: state for name, (_, state) in (await self._load(streams)).items()}
+        states = {name: state for name, (_, state) in (await self._follow(command, streams, fresh=True)).items()}
         context = self._context(job_id, command, states)
         if isinstance(command, CancelJob):
             self._cancel(context, command, JobSubmitted(
@@ -197,7 +200,7 @@ class Runtime:
         if isinstance(command, CancelJob) or FLOWS[type(command)].placed:
             await self.catch_up()
         for attempt in range(RACES):
-            loaded = await self._load(streams)
+            loaded = await self._follow(command, streams)
             if expect_same is not None:
                 _same(loaded[job_stream(job_id)][1], expect_same)
             context = self._context(job_id, command, {name: state for name, (_, state) in loaded.items()})
@@ -207,7 +210,7 @@ class Runtime:
             except IllegalTransition:
                 if attempt:
                     raise
-                self._forget(streams)  # what was remembered, or guessed for a new job, is older than the rest
+                self._forget(loaded)  # what was remembered, or guessed for a new job, is older than the rest
                 continue
             if not (context.out.rows or context.out.clear_timers):
                 return 0
@@ -216,10 +219,10 @@ class Runtime:
                 appended = await self.store.append(request)
             except (ClaimTaken, CounterFull) as full:
                 full.refusal = context.out.refusals.get(full.stream)  # type: ignore[union-attr] # read in _command
-                self._forget(streams)
+                self._forget(loaded)
                 raise
             except Conflict:
-                self._forget(streams)
+                self._forget(loaded)
                 continue
             self._remember(context, request)
             return appended.last_position
@@ -265,6 +268,25 @@ class Runtime:
 
     # --- what is known -------------------------------------------------------------------------------------------
 
+    async def _follow(self, command: Command, streams: list[str], *, fresh: bool = False) -> dict[str, tuple[int, Any]]:
+        """These streams and those that they lead to (`fresh`: as the log has them now, whatever is remembered)."""
+        loaded = await self._load(streams)
+        if isinstance(command, CancelJob):
+            target = loaded[job_stream(command.job_id)][1]
+            command = command_of(target.submitted) if target is not None else command
+        flow = FLOWS.get(type(command))
+        if not isinstance(flow, Following):
+            return loaded
+        for _ in range(FOLLOWED):
+            more = [name for name in flow.follow(command, {name: state for name, (_, state) in loaded.items()})
+                    if name not in loaded]
+            if not more:
+                return loaded
+            if fresh:
+                self._forget(more)
+            loaded |= await self._load(more)
+        raise Conflict(f"{command.TYPE} leads to more than {FOLLOWED} streams behind one another", stream=streams[0])
+
     async def _load(self, streams: list[str]) -> dict[str, tuple[int, Any]]:
         missing = [name for name in streams if name not in self._states]
         if missing:
@@ -280,7 +302,7 @@ class Runtime:
     async def _state(self, stream: str) -> Any:
         return (await self._load([stream]))[stream][1]
 
-    def _forget(self, streams: list[str]) -> None:
+    def _forget(self, streams: Iterable[str]) -> None:
         for name in streams:
             self._states.pop(name, None)
 

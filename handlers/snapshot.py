@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import image_store, placement, template, volume
+from handlers import chain, image_store, placement, template, volume
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
@@ -28,9 +28,12 @@ from schema.snapshot import (
     SnapshotDeleted,
     SnapshotDeleteRequested,
     SnapshotFailed,
+    SnapshotHidden,
+    SnapshotLinked,
     SnapshotOffPrimary,
     SnapshotRequested,
     SnapshotTaken,
+    SnapshotUnlinked,
 )
 from schema.volume import VolumeReleased, VolumeSnapshotStarted
 
@@ -47,6 +50,13 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("BackedUp", SnapshotDeleteRequested.TYPE): "Destroying",
     ("Error", SnapshotDeleteRequested.TYPE): "Destroying",
     ("Destroying", SnapshotDeleted.TYPE): "Destroyed",
+    # others that are built on it
+    ("BackedUp", SnapshotLinked.TYPE): "BackedUp",
+    ("BackedUp", SnapshotUnlinked.TYPE): "BackedUp",
+    ("Destroying", SnapshotUnlinked.TYPE): "Destroying",
+    ("Destroying", SnapshotHidden.TYPE): "Hidden",
+    ("Hidden", SnapshotUnlinked.TYPE): "Hidden",
+    ("Hidden", SnapshotDeleteRequested.TYPE): "Destroying",
 }
 """(state, event) -> state. Everything else is illegal."""
 
@@ -66,6 +76,16 @@ class SnapshotState:
     image: ImageRef | None = None
     on_primary: bool = False
     """It still lies inside its disk: the job that took it has not ended."""
+    parent: UUID | None = None
+    """The snapshot that its bytes are a delta of, or are being written as one."""
+    depth: int = 0
+    """Links of the chain before it."""
+    reason: str = ""
+    """Why it is a full image."""
+    children: frozenset[UUID] = frozenset()
+    """The snapshots that are deltas of it."""
+    ending: UUID | None = None
+    """The job that deletes it."""
 
 
 def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
@@ -82,10 +102,27 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
     if isinstance(event, SnapshotOffPrimary):
         return replace(state, status=status, on_primary=False)
     if isinstance(event, SnapshotBackedUp):
-        return replace(state, status=status, image=event.image)
+        if event.image.parent:
+            return replace(state, status=status, image=event.image)
+        return replace(state, status=status, image=event.image, parent=None, depth=0, reason=event.reason)
     if isinstance(event, SnapshotFailed):
-        return replace(state, status=status, image=None, on_primary=False)
-    return replace(state, status=status)
+        return replace(state, status=status, image=None, on_primary=False, parent=None)
+    return _linked(replace(state, status=status), event)
+
+
+def _linked(state: SnapshotState, event: Event) -> SnapshotState:
+    """What the event says about its place in a chain."""
+    match event:
+        case SnapshotBackupStarted():
+            return replace(state, parent=event.parent, depth=event.depth, reason=event.reason)
+        case SnapshotLinked():
+            return replace(state, children=state.children | {event.child_id})
+        case SnapshotUnlinked():
+            return replace(state, children=state.children - {event.child_id})
+        case SnapshotDeleteRequested():
+            return replace(state, ending=event.job_id)
+        case _:
+            return state
 
 
 def stream(snapshot_id: UUID) -> str:
@@ -112,26 +149,45 @@ class _Backup:
         work_id = derive(context.job_id, "backup")
         return template.object_key(context, "snapshot", self.snapshot_id(context), work_id, attempt, "qcow2")
 
+    def follow(self, command: Command, states: Mapping[str, Any]) -> list[str]:
+        """The volume's last snapshot: the parent of this one, perhaps."""
+        heads = [state.head for name, state in states.items() if name.startswith("volume-") and state is not None]
+        return [stream(head) for head in heads if head is not None]
+
+    def head(self, context: Context) -> SnapshotState | None:
+        """The snapshot that the disk still records changes since."""
+        head = context.state(volume.stream(self.state(context).volume_id)).head
+        return context.state(stream(head)) if head is not None else None
+
     def begin(self, context: Context) -> None:
-        """The backup starts."""
+        """The backup starts, as a delta where it may be one."""
         state = self.state(context)
+        head = self.head(context)
+        choice = chain.choose(context, head.id if head else None, state.store_id)
         context.emit(stream(state.id), SnapshotBackupStarted(
-            snapshot_id=state.id, store_id=state.store_id, key=self.key(context, 1), job_id=context.job_id))
+            snapshot_id=state.id, store_id=state.store_id, key=self.key(context, 1), job_id=context.job_id,
+            parent=choice.parent.id if choice.parent else None, depth=choice.depth, reason=choice.reason))
+        if choice.parent is not None:
+            chain.link(context, choice.parent.id, state.id)
 
     def backup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         """Write the snapshot to the store."""
         state = self.state(context)
+        parent: SnapshotState | None = context.state(stream(state.parent)) if state.parent else None
         return WriteSnapshot(
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
             reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag,
             store=template.known_store(context, state.store_id).spec, key=self.key(context, attempt),
-            thing_id=state.id)
+            thing_id=state.id, parent=parent.image if parent else None, parent_tag=parent.tag if parent else "")
 
     def backed_up(self, context: Context, result: Mapping[str, Any]) -> None:
         """Its bytes are in the store."""
-        state = self.state(context)
+        state, written = self.state(context), ImageResult.model_validate(result)
         context.emit(stream(state.id), SnapshotBackedUp(
-            snapshot_id=state.id, image=ImageResult.model_validate(result).image))
+            snapshot_id=state.id, image=written.image,
+            reason="" if written.image.parent else written.reason or state.reason))
+        if state.parent is not None and not written.image.parent:
+            chain.unlink(context, state.parent, state.id)
 
     def unbackup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         """Delete what was backed up."""
@@ -142,10 +198,18 @@ class _Backup:
         return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
 
     def drop(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        """Remove it from the disk."""
+        """Remove it from the disk, which goes on recording what changes since it."""
+        return self._drop_order(context, work_id, attempt, keep=self.state(context).tag)
+
+    def untake(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        """Remove it from the disk, which goes on recording what changes since the one before it."""
+        head = self.head(context)
+        return self._drop_order(context, work_id, attempt, keep=head.tag if head else "")
+
+    def _drop_order(self, context: Context, work_id: UUID, attempt: int, *, keep: str) -> Order:
         state = self.state(context)
         return DropSnapshot(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
-                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag)
+                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag, keep=keep)
 
     def dropped(self, context: Context, result: Mapping[str, Any]) -> None:
         """The disk is as if it had never been taken."""
@@ -156,7 +220,8 @@ class _Backup:
         """The volume may be worked on again (`backing_up`: except by another snapshot or a deletion)."""
         state = self.state(context)
         context.emit(volume.stream(state.volume_id), VolumeReleased(
-            volume_id=state.volume_id, snapshot_id=state.id, backing_up=backing_up))
+            volume_id=state.volume_id, snapshot_id=state.id, backing_up=backing_up,
+            head=state.id if state.status == "BackedUp" else None))
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains, on the disk or in the store."""
@@ -164,6 +229,8 @@ class _Backup:
         context.count(image_store.residents(state.store_id), -1)
         context.emit(stream(state.id), SnapshotFailed(
             snapshot_id=state.id, failure=failure, store_id=state.store_id if state.image else None))
+        if state.parent is not None:
+            chain.unlink(context, state.parent, state.id)
         self.release(context, backing_up=False)
 
 
@@ -172,7 +239,7 @@ class CreateFlow(_Backup):
 
     def __init__(self) -> None:
         self.steps = (
-            Step(name="take", order=self._take, done=self._taken, undo=self.drop),
+            Step(name="take", order=self._take, done=self._taken, undo=self.untake),
             Step(name="backup", order=self._backup, done=self.backed_up, undo=self.unbackup),
             Step(name="drop", order=self._drop, done=self.dropped, attempts=100_000),
         )
@@ -247,7 +314,7 @@ class BackupFlow(_Backup):
 
     def __init__(self) -> None:
         self.steps = (
-            Step(name="take", order=lambda context, work_id, attempt: None, undo=self.drop, undo_always=True),
+            Step(name="take", order=lambda context, work_id, attempt: None, undo=self.untake, undo_always=True),
             Step(name="backup", order=self.backup, done=self.backed_up, undo=self.unbackup),
             Step(name="drop", order=self.drop, done=self.dropped, attempts=100_000),
         )
@@ -275,7 +342,7 @@ class BackupFlow(_Backup):
 
 
 class DeleteFlow:
-    """Delete a snapshot and its bytes."""
+    """Delete a snapshot: its bytes too, and those of hidden ones that only it needed, unless another one needs them."""
 
     subject, placed, cancellable = "snapshot", True, False
 
@@ -286,11 +353,15 @@ class DeleteFlow:
         """The snapshot."""
         return [stream(command.id)]
 
+    def follow(self, command: DeleteSnapshot, states: Mapping[str, Any]) -> list[str]:
+        """What it is built on."""
+        return chain.parents(states)
+
     def _state(self, context: Context) -> SnapshotState:
         command = context.command
         assert isinstance(command, DeleteSnapshot)
         state = context.state(stream(command.id))
-        if state is None or state.status == "Destroyed":
+        if state is None or state.status == "Destroyed" or (state.status == "Hidden" and state.children):
             raise BadParameter(f"no snapshot has the id {command.id}", field="id", remedy="listSnapshots shows them")
         assert isinstance(state, SnapshotState)
         return state
@@ -298,28 +369,45 @@ class DeleteFlow:
     def start(self, context: Context) -> None:
         """Backed up or failed, and read by nobody."""
         state = self._state(context)
-        if state.status not in ("BackedUp", "Error") or state.on_primary:
+        if state.status not in ("BackedUp", "Error", "Hidden") or state.on_primary:
             raise BadParameter(f"the snapshot is {state.status} and its job has not ended", field="id",
                                remedy=f"wait for its job to end, or cancelJob jobid={state.job_id}")
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
-        context.emit(stream(state.id), SnapshotDeleteRequested(
-            snapshot_id=state.id, job_id=context.job_id, store_id=state.store_id if state.image else None))
+        doomed = [state] if state.children else [state, *chain.hidden_above(context, state.id)]
+        for each in doomed:
+            context.emit(stream(each.id), SnapshotDeleteRequested(
+                snapshot_id=each.id, job_id=context.job_id, store_id=each.store_id if each.image else None))
+
+    def _doomed(self, context: Context) -> list[SnapshotState]:
+        """What this job deletes: deltas before what they are built on."""
+        state = self._state(context)
+        above = [each for each in chain.ancestors(context, state.id) if each.ending == context.job_id]
+        return [state, *(each for each in above if each.status == "Destroying")]
 
     def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
-        if state.image is None:
+        keys = [each.image.key for each in self._doomed(context) if each.image is not None]
+        if not keys or state.children:
             return None
         store = template.known_store(context, state.store_id)
-        return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
+        return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, keys)
 
     def finish(self, context: Context) -> dict[str, Any]:
-        """The store confirmed."""
+        """The store confirmed, or others need its bytes."""
         state = self._state(context)
-        if state.image is not None:
-            context.count(image_store.residents(state.store_id), -1)
-        context.emit(stream(state.id), SnapshotDeleted(
-            snapshot_id=state.id, store_id=state.store_id if state.image else None))
+        if state.children:
+            context.emit(stream(state.id), SnapshotHidden(snapshot_id=state.id, store_id=state.store_id))
+            return {"success": True}
+        doomed = self._doomed(context)
+        for each in doomed:
+            if each.image is not None:
+                context.count(image_store.residents(each.store_id), -1)
+            context.emit(stream(each.id), SnapshotDeleted(
+                snapshot_id=each.id, store_id=each.store_id if each.image else None))
+        last = doomed[-1]
+        if last.parent is not None:
+            chain.unlink(context, last.parent, last.id)
         return {"success": True}
 
     def fail(self, context: Context, failure: Failure) -> None:

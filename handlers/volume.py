@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import placement, template
+from handlers import chain, placement, template
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -63,6 +63,8 @@ class VolumeState:
     disk: DiskRef | None = None
     busy: UUID | None = None
     """The snapshot that is being taken or backed up."""
+    head: UUID | None = None
+    """The snapshot backed up last: the disk records what changes since."""
 
 
 def evolve(state: VolumeState | None, event: Event) -> VolumeState:
@@ -82,7 +84,8 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
         case VolumeSnapshotStarted():
             return replace(state, status=status, busy=event.snapshot_id)
         case VolumeReleased():
-            return replace(state, status=status, busy=event.snapshot_id if event.backing_up else None)
+            return replace(state, status=status, busy=event.snapshot_id if event.backing_up else None,
+                           head=event.head or state.head)
         case _:
             return replace(state, status=status)
 
@@ -126,6 +129,10 @@ class CreateFlow:
         if command.snapshot_id is not None:
             names.append(thing_stream("snapshot", command.snapshot_id))
         return names
+
+    def follow(self, command: CreateVolume, states: Mapping[str, Any]) -> list[str]:
+        """The snapshots that the source is a delta of."""
+        return chain.parents(states)
 
     def start(self, context: Context) -> None:
         """Exactly one source, its zone, a size that fits."""
@@ -198,7 +205,8 @@ class CreateFlow:
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
             reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
             virtual_size=self._size(context, command, source), image=image,
-            store=template.known_store(context, image.store_id).spec if image is not None else None)
+            store=template.known_store(context, image.store_id).spec if image is not None else None,
+            base=chain.images(context, command.snapshot_id) if command.snapshot_id is not None else [])
 
     def _created(self, context: Context, result: Mapping[str, Any]) -> None:
         created = DiskCreated.model_validate(result)

@@ -101,6 +101,8 @@ class CreateDisk(Order, type="order.create_disk"):
     """Bytes; 0 takes the image's own."""
     image: ImageRef | None = None
     store: StoreSpec | None = None
+    base: list[ImageRef] = []
+    """Where the image is a delta: the full image it goes back to, and the deltas between, in order. All in `store`."""
 
 
 class DeleteDisk(Order, type="order.delete_disk"):
@@ -112,27 +114,32 @@ class DeleteDisk(Order, type="order.delete_disk"):
 
 
 class TakeSnapshot(Order, type="order.take_snapshot"):
-    """Freeze the disk's content under `tag`. Reports a SnapshotFrozen."""
+    """Freeze the disk's content under `tag`, and record under the same name what changes from then on. Reports a
+    SnapshotFrozen."""
 
     disk: DiskRef
     tag: str
 
 
 class WriteSnapshot(Order, type="order.write_snapshot"):
-    """Write the content under `tag` straight to the store as a plain qcow2 object. Reports an ImageWritten."""
+    """Write the content under `tag` straight to the store as a qcow2 object: whole, or where `parent` is given and the
+    record of changes under `parent_tag` can be trusted, only what changed since. Reports an ImageResult."""
 
     disk: DiskRef
     tag: str
     store: StoreSpec
     key: str
     thing_id: UUID
+    parent: ImageRef | None = None
+    parent_tag: str = ""
 
 
 class DropSnapshot(Order, type="order.drop_snapshot"):
-    """Remove `tag` from the disk. An absent one, or an absent disk, counts as removed."""
+    """Remove `tag` from the disk, and every record of changes but `keep`. What is absent counts as removed."""
 
     disk: DiskRef
     tag: str
+    keep: str = ""
 
 
 # --- orders about orders -------------------------------------------------------------------------------------------
@@ -199,6 +206,8 @@ class ImageResult(Result):
     """Of FetchImage and WriteSnapshot."""
 
     image: ImageRef
+    reason: str = ""
+    """Why it is whole, where a delta was asked for."""
 
 
 class DiskCreated(Result):

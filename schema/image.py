@@ -51,6 +51,8 @@ class ImageRef(Frozen):
     """Hex SHA-256 over the parts' SHA-256 digests, in order: what the manifest is checked against."""
     sha256: str = ""
     """Hex SHA-256 of the whole object where it is known."""
+    parent: str = ""
+    """Key of the object, in the same store, that this one is a delta of; empty for a full image."""
 
 
 class PrimarySpec(Frozen):

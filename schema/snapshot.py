@@ -73,6 +73,12 @@ class SnapshotBackupStarted(Event, type="snapshot.backup_started"):
     store_id: UUID
     key: str
     job_id: UUID
+    parent: UUID | None = None
+    """The snapshot since which only the changes are written, if the disk's record of them can be trusted."""
+    depth: int = 0
+    """Links of the chain before this one."""
+    reason: str = ""
+    """Why it is written whole; empty when `parent` is given."""
 
 
 class SnapshotBackedUp(Event, type="snapshot.backed_up"):
@@ -80,6 +86,23 @@ class SnapshotBackedUp(Event, type="snapshot.backed_up"):
 
     snapshot_id: UUID
     image: ImageRef
+    """`parent` in it tells a delta from a full image."""
+    reason: str = ""
+    """Why it is a full image; empty for a delta."""
+
+
+class SnapshotLinked(Event, type="snapshot.linked"):
+    """Another snapshot is written as what changed since this one: its bytes are needed as long as that one's."""
+
+    snapshot_id: UUID
+    child_id: UUID
+
+
+class SnapshotUnlinked(Event, type="snapshot.unlinked"):
+    """That other snapshot is gone, or needs this one no more."""
+
+    snapshot_id: UUID
+    child_id: UUID
 
 
 class SnapshotOffPrimary(Event, type="snapshot.off_primary"):
@@ -104,6 +127,13 @@ class SnapshotDeleteRequested(Event, type="snapshot.delete_requested"):
     job_id: UUID
     store_id: UUID | None = None
     """The store that holds its object; None when it has none."""
+
+
+class SnapshotHidden(Event, type="snapshot.hidden"):
+    """It is deleted for its users (Destroyed); its bytes stay until the last snapshot that needs them is gone."""
+
+    snapshot_id: UUID
+    store_id: UUID | None = None
 
 
 class SnapshotDeleted(Event, type="snapshot.deleted"):

@@ -95,6 +95,8 @@ class VolumeReleased(Event, type="volume.released"):
     volume_id: UUID
     snapshot_id: UUID
     backing_up: bool
+    head: UUID | None = None
+    """The snapshot that is backed up now and that the disk records changes since; None: as before."""
 
 
 class VolumeDeleteRequested(Event, type="volume.delete_requested"):

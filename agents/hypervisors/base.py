@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
+from schema.failure import WorkFailed
 from schema.image import ImageFormat
 
 
@@ -76,4 +77,31 @@ class Hypervisor(Protocol):
         """(virtual bytes, bytes used on the primary store)."""
 
 
-__all__ = ["BlockDevice", "Extent", "Hypervisor"]
+@runtime_checkable
+class ChangeTracking(Protocol):
+    """What a hypervisor can do beyond the contract: remember, inside a disk, which blocks were written since a moment.
+
+    A record that cannot be trusted is never used: `changed` raises Untracked with the reason, and the next backup is full.
+    """
+
+    async def track(self, path: str, name: str) -> None:
+        """Record changes under `name` from now on. One that is already recording goes on; one that is not is replaced."""
+
+    async def changed(self, path: str, name: str) -> Sequence[Extent]:
+        """The blocks, at least those, that were written since `track`, in order, whole multiples of GRANULARITY but at the
+        disk's end. Raises Untracked when the record is absent, stopped, of another granularity, or was not closed well."""
+
+    async def forget_changes(self, path: str, *, keep: str = "") -> None:
+        """Remove every record of ours but `keep`. Absent ones, or an absent disk, are fine."""
+
+
+class Untracked(WorkFailed):
+    """Nothing reliable is known of what changed; the cause says why."""
+
+
+GRANULARITY = 1 << 16
+"""Bytes of one block of a change record: a cluster of the images that Storebus writes."""
+TAG = "sb-"
+"""How the names of our snapshots and change records inside a disk begin."""
+
+__all__ = ["GRANULARITY", "TAG", "BlockDevice", "ChangeTracking", "Extent", "Hypervisor", "Untracked"]

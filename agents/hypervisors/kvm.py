@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from agents import libnbd, qemu
-from agents.hypervisors.base import Extent
+from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
@@ -132,6 +132,8 @@ class KvmHypervisor:
         await qemu.run("qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS))
         for inner in found.get("snapshots", []):  # somebody else's snapshots would be carried along for ever
             await self.drop_snapshot(path, inner["name"])
+        for name in await _bitmaps(path):  # and somebody else's record of changes must not be taken for ours
+            await _bitmap(path, "--remove", name)
         size = int(found["virtual-size"])
         if grow_to > size:
             await qemu.run("qemu-img", "resize", "-q", "-f", "qcow2", path, str(grow_to), look_s=qemu.LOOK_S)
@@ -171,6 +173,36 @@ class KvmHypervisor:
             await qemu.run("qemu-img", "snapshot", "--image-opts", qemu.image_options(path), "-d", tag)
             await in_thread(_sync, path)
 
+    async def track(self, path: str, name: str) -> None:
+        """See ChangeTracking. Before the snapshot of the same moment: what is written in between is then in both."""
+        known = await _bitmaps(path)
+        if name in known and not _fault(known[name]):
+            return
+        if name in known:
+            await _bitmap(path, "--remove", name)
+        await _bitmap(path, "--add", "-g", str(GRANULARITY), name)
+        await in_thread(_sync, path)
+
+    async def changed(self, path: str, name: str) -> Sequence[Extent]:
+        """See ChangeTracking."""
+        known = await _bitmaps(path)
+        if name not in known:
+            raise Untracked("the disk has no dirty bitmap since the previous snapshot")
+        fault = _fault(known[name])
+        if fault:
+            raise Untracked(f"the dirty bitmap since the previous snapshot {fault}")
+        how = qemu.daemon(path, "qcow2", writable=False, connections=1, bitmap=name)
+        async with qemu.export(how) as export:
+            return await to_the_end(asyncio.to_thread(_changed, export.socket, name))
+
+    async def forget_changes(self, path: str, *, keep: str = "") -> None:
+        """See ChangeTracking."""
+        if not await asyncio.to_thread(os.path.exists, path):
+            return
+        for name in await _bitmaps(path):
+            if name != keep and name.startswith(TAG):
+                await _bitmap(path, "--remove", name)
+
     async def snapshots(self, path: str) -> list[str]:
         """See Hypervisor."""
         return [entry["name"] for entry in (await qemu.info(path, "qcow2")).get("snapshots", [])]
@@ -179,6 +211,37 @@ class KvmHypervisor:
         """See Hypervisor."""
         found = await qemu.info(path, "qcow2")
         return int(found["virtual-size"]), int(found["actual-size"])
+
+
+async def _bitmaps(path: str) -> dict[str, dict[str, Any]]:
+    """The dirty bitmaps kept in a disk: name -> granularity and flags."""
+    details = (await qemu.info(path, "qcow2")).get("format-specific", {}).get("data", {})
+    return {entry["name"]: entry for entry in details.get("bitmaps", [])}
+
+
+def _fault(bitmap: dict[str, Any]) -> str:
+    """Why a bitmap cannot be trusted; empty when it can. qemu sets `in-use` while a disk is open for writing and clears it
+    at an orderly end, so after a crash it stays; `auto` is what makes it record at every opening."""
+    flags = bitmap.get("flags", [])
+    if "in-use" in flags:
+        return "was not closed: what wrote to the disk was killed"
+    if "auto" not in flags:
+        return "is not recording"
+    if bitmap.get("granularity") != GRANULARITY:
+        return f"has blocks of {bitmap.get('granularity')} bytes, not {GRANULARITY}"
+    return ""
+
+
+async def _bitmap(path: str, *words: str) -> None:
+    await qemu.run("qemu-img", "bitmap", *words[:-1], "--image-opts", qemu.image_options(path), words[-1])
+
+
+def _changed(socket: str, name: str) -> list[Extent]:
+    connection = libnbd.Connection(socket, context=f"{libnbd.DIRTY}{name}")
+    try:
+        return connection.changed()
+    finally:
+        connection.close()
 
 
 def _refuse(found: dict[str, Any]) -> None:

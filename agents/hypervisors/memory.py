@@ -12,12 +12,12 @@ import contextlib
 import os
 import struct
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from agents.hypervisors.base import Extent
+from agents.hypervisors.base import TAG, Extent, Untracked
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
 
@@ -34,6 +34,8 @@ class Disk:
     size: int
     pages: dict[int, bytes] = field(default_factory=dict)
     tags: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    marks: dict[str, set[int]] = field(default_factory=dict)
+    """Pages written since each change record was begun."""
 
 
 DISKS: dict[str, Disk] = {}
@@ -43,8 +45,8 @@ DISKS: dict[str, Disk] = {}
 class MemoryDevice:
     """See BlockDevice."""
 
-    def __init__(self, size: int, pages: dict[int, bytes], *, writable: bool) -> None:
-        self.size, self._pages, self._writable = size, pages, writable
+    def __init__(self, size: int, pages: dict[int, bytes], *, writable: bool, marks: Collection[set[int]] = ()) -> None:
+        self.size, self._pages, self._writable, self._marks = size, pages, writable, marks
 
     async def extents(self) -> Sequence[Extent]:
         """See BlockDevice."""
@@ -84,6 +86,7 @@ class MemoryDevice:
             step = min(PAGE - inside, end - offset)
             old = self._pages.get(page, bytes(PAGE))
             self._pages[page] = old[:inside] + bytes(view[:step]) + old[inside + step:]
+            self._mark([page])
             view, offset = view[step:], offset + step
 
     async def zero(self, offset: int, length: int) -> None:
@@ -94,12 +97,17 @@ class MemoryDevice:
         whole = range(-(-offset // PAGE), self.size // PAGE + 1 if end == self.size else end // PAGE)
         for page in [page for page in self._pages if page in whole]:
             del self._pages[page]
+            self._mark([page])
         for start, stop in ((offset, min(end, whole.start * PAGE)), (max(offset, whole.stop * PAGE), end)):
             if start < stop and start // PAGE in self._pages:
                 await self.write(start, bytes(stop - start))
 
     async def flush(self) -> None:
         """See BlockDevice."""
+
+    def _mark(self, pages: Sequence[int]) -> None:
+        for record in self._marks:
+            record.update(pages)
 
     def _may_write(self) -> None:
         if not self._writable:
@@ -143,7 +151,7 @@ class MemoryHypervisor:
             raise WorkFailed("a snapshot cannot be written")
         if tag and tag not in disk.tags:
             raise WorkFailed(f"the disk has no snapshot {tag}")
-        yield MemoryDevice(disk.size, disk.tags[tag] if tag else disk.pages, writable=writable)
+        yield MemoryDevice(disk.size, disk.tags[tag] if tag else disk.pages, writable=writable, marks=disk.marks.values())
 
     async def take_snapshot(self, path: str, tag: str) -> None:
         """See Hypervisor."""
@@ -158,6 +166,24 @@ class MemoryHypervisor:
     async def snapshots(self, path: str) -> list[str]:
         """See Hypervisor."""
         return list(self._disk(path).tags)
+
+    async def track(self, path: str, name: str) -> None:
+        """See ChangeTracking."""
+        self._disk(path).marks.setdefault(name, set())
+
+    async def changed(self, path: str, name: str) -> Sequence[Extent]:
+        """See ChangeTracking."""
+        disk = self._disk(path)
+        if name not in disk.marks:
+            raise Untracked("the disk has no record of changes since the previous snapshot")
+        return [Extent(offset=page * PAGE, length=min(PAGE, disk.size - page * PAGE), zero=False)
+                for page in sorted(disk.marks[name])]
+
+    async def forget_changes(self, path: str, *, keep: str = "") -> None:
+        """See ChangeTracking."""
+        if path in DISKS:
+            for name in [name for name in DISKS[path].marks if name != keep and name.startswith(TAG)]:
+                del DISKS[path].marks[name]
 
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""

@@ -20,6 +20,7 @@ from agents import manifest as manifests
 from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion.base import Progress
+from agents.motion.parallel import parallel
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
 from agents.uninterrupted import in_thread, to_the_end
@@ -55,12 +56,15 @@ def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
 async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID, key: str, kind: str, thing_id: UUID,
                       job_id: UUID,
                       work: str, installation: str, progress: Progress, workers: int = WORKERS,
-                      part: int | None = None) -> ImageRef:
-    """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then."""
-    progress("scan", 0, 0)
-    extents = await device.extents()
-    layout = await asyncio.to_thread(Layout, device.size, extents)
-    del extents
+                      part: int | None = None, layout: Layout | None = None, parent: str = "") -> ImageRef:
+    """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then.
+
+    With `layout`, what that says and no more, as a delta of the object `parent`."""
+    if layout is None:
+        progress("scan", 0, 0)
+        extents = await device.extents()
+        layout = await asyncio.to_thread(Layout, device.size, extents)
+        del extents
     size = part_size(layout.size, store.limits, part)
     count = -(-layout.size // size)
     digests: list[str] = [""] * count
@@ -79,19 +83,19 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
 
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
-        await _parallel(count, max(1, min(workers, BUFFERS // size)), one)
+        await parallel(count, max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, layout.size)
         await upload.complete(layout.size)
         root = manifests.root_of(digests)
         await manifests.write_manifest(store, Manifest(
             installation=installation, kind=kind, thing_id=thing_id, job_id=job_id, work=work, key=key,
             format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=layout.size, part_size=size, parts=digests,
-            root=root, created=datetime.now(UTC).isoformat()))
+            root=root, parent=parent, created=datetime.now(UTC).isoformat()))
     except BaseException:
         await leave_nothing(store, upload, key)
         raise
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size,
-                    physical_size=layout.size, root=root)
+                    physical_size=layout.size, root=root, parent=parent)
 
 
 async def _fill(device: BlockDevice, layout: Layout, offset: int, length: int) -> bytearray:
@@ -118,25 +122,6 @@ async def _read(device: BlockDevice, target: memoryview, offset: int) -> None:
         await into(target, offset)
     else:
         target[:] = await device.read(offset, len(target))
-
-
-async def _parallel(count: int, workers: int, one: Callable[[int], Awaitable[None]]) -> None:
-    """Run one(0..count-1), `workers` at once; the first failure stops the rest and is raised."""
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        for number in numbers:
-            await one(number)
-
-    tasks = [asyncio.create_task(worker()) for _ in range(min(workers, count))]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
-            await to_the_end(asyncio.gather(*tasks, return_exceptions=True))
-        raise
 
 
 def _sha256(data: bytes | bytearray | memoryview) -> str:
@@ -231,7 +216,7 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
             raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end - 1} are not what was written",
                              remedy=BAD_OBJECT)
 
-    await _parallel(len(manifest.parts), workers, one)
+    await parallel(len(manifest.parts), workers, one)
     return done
 
 

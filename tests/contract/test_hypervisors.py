@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 
 from agents import qemu as programs
-from agents.hypervisors.base import Hypervisor
+from agents.hypervisors.base import Hypervisor, Untracked
 from agents.hypervisors.kvm import KvmHypervisor, NbdDevice
 from agents.hypervisors.memory import DISKS, MemoryHypervisor
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageFormat
+from tests.contract.change_tracking import ChangeTrackingContract, blocks
 from tests.contract.hypervisor import CLUSTER, MIB, HypervisorContract, data, image_file, spans, whole
 
 
-class TestMemory(HypervisorContract):
+class TestMemory(HypervisorContract, ChangeTrackingContract):
     @pytest.fixture
     def hypervisor(self) -> Hypervisor:
         return MemoryHypervisor()
@@ -84,7 +85,7 @@ def socket_folders() -> set[str]:
 
 @pytest.mark.needs_qemu
 @pytest.mark.usefixtures("qemu")
-class TestKvm(HypervisorContract):
+class TestKvm(HypervisorContract, ChangeTrackingContract):
     @pytest.fixture
     def hypervisor(self) -> Hypervisor:
         return KvmHypervisor()
@@ -304,3 +305,56 @@ class TestKvm(HypervisorContract):
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert exporters(os.getpid()) == []
+
+    async def test_a_writer_that_was_killed_leaves_a_record_that_is_not_believed(self, path: str) -> None:
+        kvm = KvmHypervisor()
+        await kvm.create(path, MIB)
+        await kvm.track(path, "sb-1")
+        with pytest.raises(WorkRetryable):
+            async with kvm.open(path, writable=True) as device:
+                await device.write(0, data(CLUSTER))
+                await device.flush()
+                for pid in exporters(os.getpid()):
+                    os.kill(pid, signal.SIGKILL)
+                await device.flush()
+        with pytest.raises(Untracked, match="killed"):
+            await kvm.changed(path, "sb-1")
+        async with kvm.open(path, writable=True) as device:  # and an orderly end later does not make it good
+            await device.write(0, data(CLUSTER))
+        with pytest.raises(Untracked, match="killed"):
+            await kvm.changed(path, "sb-1")
+        await kvm.track(path, "sb-1")
+        assert list(await kvm.changed(path, "sb-1")) == []
+        img("check", "-f", "qcow2", path)
+
+    @pytest.mark.parametrize(("how", "why"), [(["--disable"], "not recording"), (["-g", "131072"], "131072 bytes")])
+    async def test_a_record_made_otherwise_is_not_believed(self, path: str, how: list[str], why: str) -> None:
+        kvm = KvmHypervisor()
+        await kvm.create(path, MIB)
+        img("bitmap", "--add", *how, "-f", "qcow2", path, "sb-1")
+        with pytest.raises(Untracked, match=why):
+            await kvm.changed(path, "sb-1")
+
+    async def test_an_image_from_elsewhere_brings_no_record_along(self, path: str) -> None:
+        kvm = KvmHypervisor()
+        await kvm.create(path, MIB)
+        await kvm.track(path, "sb-1")
+        img("bitmap", "--add", "-f", "qcow2", path, "theirs")
+        await kvm.adopt(path, format=ImageFormat.QCOW2, grow_to=2 * MIB)
+        assert "bitmaps" not in img("info", path)
+        with pytest.raises(Untracked):
+            await kvm.changed(path, "sb-1")
+
+    async def test_qemu_img_finds_nothing_wrong_with_records_and_snapshots_together(self, path: str) -> None:
+        kvm = KvmHypervisor()
+        await kvm.create(path, 8 * MIB)
+        for n in range(4):
+            await kvm.track(path, f"sb-{n}")
+            await kvm.take_snapshot(path, f"sb-{n}")
+            async with kvm.open(path, writable=True) as device:
+                await device.write(n * MIB, data(CLUSTER, n))
+            img("check", "-f", "qcow2", path)
+            await kvm.drop_snapshot(path, f"sb-{n}")
+            await kvm.forget_changes(path, keep=f"sb-{n}")
+            img("check", "-f", "qcow2", path)
+            assert blocks(await kvm.changed(path, f"sb-{n}")) == {16 * n}

@@ -195,7 +195,8 @@ def result_of(order: Order) -> dict[str, Any]:
     match order:
         case FetchImage() | WriteSnapshot():
             image = ImageRef(store_id=order.store.id, key=order.key, format=ImageFormat.QCOW2, virtual_size=GIB,
-                             physical_size=1000, root="00")
+                             physical_size=1000, root="00",
+                             parent=order.parent.key if isinstance(order, WriteSnapshot) and order.parent else "")
             return {"image": image.model_dump(mode="json")}
         case CreateDisk():
             disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=f"{order.volume_id}.qcow2",

@@ -7,7 +7,7 @@ secrets are then forgotten.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from agents.hypervisors.base import Hypervisor
@@ -21,7 +21,7 @@ from agents.url_guard import UrlGuard, parse_allow
 from schema.failure import Refused
 from schema.image import PrimarySpec, StoreSpec
 
-HYPERVISORS: dict[str, type[KvmHypervisor] | type[MemoryHypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
+HYPERVISORS: dict[str, Callable[[], Hypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
 PRIMARY_STORES = {"folder": FolderPrimaryStore}
 
 

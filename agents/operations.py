@@ -14,7 +14,7 @@ from agents.download import fetch
 from agents.manifest import delete_object
 from agents.motion.base import Progress
 from agents.motion.direct import read_image, write_image
-from agents.toolbox import Toolbox
+from agents.toolbox import Toolbox, both
 from schema.agent import (
     CreateDisk,
     DeleteDisk,
@@ -114,7 +114,7 @@ async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, p
 async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
     """From the block export straight into the store."""
     path = _disk(order.disk, tools)
-    async with tools.store(order.store, secrets) as store, tools.hypervisor.open(path, tag=order.tag) as device:
+    async with both(tools.store(order.store, secrets), tools.hypervisor.open(path, tag=order.tag)) as (store, device):
         return ImageResult(image=await write_image(
             device, store, store_id=order.store.id, key=order.key, kind="snapshot", thing_id=order.thing_id,
             job_id=order.job_id, work=order.work_name, installation=order.store.prefix, progress=progress,

@@ -73,7 +73,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         offset = number * size
         buffer = await _fill(device, layout, offset, min(size, layout.size - offset))
         digests[number] = await in_thread(_sha256, buffer)
-        await upload.part(number + 1, buffer)
+        await upload.part(number + 1, buffer, sha256=digests[number])
         done += len(buffer)
         progress("write", done, layout.size)
 

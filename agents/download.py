@@ -1,13 +1,14 @@
 """Downloads: a URL into an image store, inspected and hashed while it streams, nothing of it kept anywhere else.
 
-Owns caps (bytes, stall), redirects by hand through the guard, the checksum, and that a failure leaves nothing. Refuses
-to decompress, to send credentials, and to trust a Content-Length.
+Owns caps (bytes, stall), redirects by hand through the guard, the checksum, that a qcow2 is whole before it counts as there,
+and that a failure leaves nothing. Refuses to decompress, to send credentials, and to trust a Content-Length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import re
 import socket
@@ -24,10 +25,11 @@ from agents.image_stores.base import ImageStore, Upload
 from agents.inspection import Inspection
 from agents.motion.base import Progress
 from agents.motion.direct import leave_nothing, part_size
+from agents.qcow2_whole import prove_whole
 from agents.url_guard import Target, UrlGuard
 from schema.agent import FetchImage
 from schema.failure import BadParameter, Failed, WorkRetryable
-from schema.image import ImageRef, Manifest
+from schema.image import ImageFormat, ImageRef, Manifest
 
 REDIRECTS = 3
 STALL_S = 60.0
@@ -156,6 +158,8 @@ class Download:
                                    remedy="check the address and the checksum")
             self.progress("verify", self.acknowledged, self.received)
             await upload.complete(self.received)
+            if order.format is ImageFormat.QCOW2:  # without its manifest the object is nothing yet
+                await prove_whole(functools.partial(self.store.read, order.key), self.received)
             parts = [self.digests[number] for number in range(len(self.digests))]
             root = manifests.root_of(parts)
             await manifests.write_manifest(self.store, Manifest(

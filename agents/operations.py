@@ -16,7 +16,7 @@ from agents.manifest import delete_object
 from agents.motion.base import Progress
 from agents.motion.delta import changes, read_chain, usable, write_delta
 from agents.motion.direct import write_image
-from agents.toolbox import Toolbox
+from agents.toolbox import Toolbox, both
 from schema.agent import (
     CreateDisk,
     DeleteDisk,
@@ -123,16 +123,17 @@ async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets,
     where: dict[str, Any] = {
         "store_id": order.store.id, "key": order.key, "kind": "snapshot", "thing_id": order.thing_id, "job_id": order.job_id,
         "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
+    if order.parent is None:
+        async with both(tools.store(order.store, secrets), tools.hypervisor.open(path, tag=order.tag)) as (store, device):
+            return ImageResult(image=await write_image(device, store, **where))
     async with tools.store(order.store, secrets) as store:
-        reason = ""
-        if order.parent is not None:
-            try:
-                changed = await changes(tools.hypervisor, path, order.parent_tag)
-                async with tools.hypervisor.open(path, tag=order.tag) as device:
-                    await usable(store, order.parent, device.size, order.key)
-                    return ImageResult(image=await write_delta(device, changed, order.parent, store, **where))
-            except Untracked as why:
-                reason = why.failure.cause
+        try:
+            changed = await changes(tools.hypervisor, path, order.parent_tag)
+            async with tools.hypervisor.open(path, tag=order.tag) as device:
+                await usable(store, order.parent, device.size, order.key)
+                return ImageResult(image=await write_delta(device, changed, order.parent, store, **where))
+        except Untracked as why:
+            reason = why.failure.cause
         async with tools.hypervisor.open(path, tag=order.tag) as device:
             return ImageResult(image=await write_image(device, store, **where), reason=reason)
 

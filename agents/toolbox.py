@@ -6,9 +6,12 @@ secrets are then forgotten.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from agents.hypervisors.base import Hypervisor
 from agents.hypervisors.kvm import KvmHypervisor
@@ -17,12 +20,35 @@ from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
+from agents.uninterrupted import to_the_end
 from agents.url_guard import UrlGuard, parse_allow
 from schema.failure import Refused
 from schema.image import PrimarySpec, StoreSpec
 
-HYPERVISORS: dict[str, type[KvmHypervisor] | type[MemoryHypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
+HYPERVISORS: dict[str, Callable[[], Hypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
 PRIMARY_STORES = {"folder": FolderPrimaryStore}
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@contextlib.asynccontextmanager
+async def both(one: AbstractAsyncContextManager[A], other: AbstractAsyncContextManager[B]) -> AsyncIterator[tuple[A, B]]:
+    """Two things opened at the same time, each closed whatever becomes of the other. The first one's error is raised."""
+    async with contextlib.AsyncExitStack() as stack:
+        first = asyncio.create_task(stack.enter_async_context(one))
+        second = asyncio.create_task(stack.enter_async_context(other))
+        try:
+            await asyncio.wait((first, second))
+        except asyncio.CancelledError:
+            first.cancel()
+            second.cancel()
+            await to_the_end(asyncio.gather(first, second, return_exceptions=True))
+            raise
+        if first.exception() is not None:
+            second.exception()  # only one can be raised
+        yield first.result(), second.result()
 
 
 @dataclass

@@ -172,8 +172,15 @@ ACCESS = (("account", Type.STRING), ("domainid", Type.UUID), ("projectid", Type.
 def parameter(name: str, type: Type = Type.STRING, *, required: bool = False,  # noqa: A002 - listApis' word
               aliases: tuple[str, ...] = (), choices: tuple[str, ...] = (), of_uuids: bool = False) -> Parameter:
     """A parameter that no message's field describes."""
-    return Parameter(name=name, type=type, required=required, description=DESCRIPTIONS[name], aliases=aliases,
+    return Parameter(name=name, type=type, required=required, description=describe(name), aliases=aliases,
                      length=LENGTHS.get(name, 255), choices=choices, of_uuids=of_uuids)
+
+
+def describe(name: str) -> str:
+    """The text of a parameter. A new name needs one: listApis shows it."""
+    if name not in DESCRIPTIONS:
+        raise KeyError(f"DESCRIPTIONS has no text for the parameter {name}: write it there")
+    return DESCRIPTIONS[name]
 
 
 def derived(message: type[Command], *, optional: tuple[str, ...] = (), aliases: Mapping[str, tuple[str, ...]] | None = None,
@@ -185,7 +192,7 @@ def derived(message: type[Command], *, optional: tuple[str, ...] = (), aliases: 
         kind, choices = _type_of(info)
         found.append(Parameter(
             name=name, type=kind, required=info.is_required() and name not in optional,
-            description=DESCRIPTIONS[name], aliases=(aliases or {}).get(name, ()), length=LENGTHS.get(name, 255),
+            description=describe(name), aliases=(aliases or {}).get(name, ()), length=LENGTHS.get(name, 255),
             field=field_name, choices=choices, all_zones=all_zones and name == "zoneid"))
     return (*found, JOB_ID)
 

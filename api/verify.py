@@ -69,6 +69,8 @@ def _compare(table: str, wanted: dict[str, dict[str, Any]], rows: dict[str, dict
     findings = [Finding(f"read.{table} {key}", "the row is missing") for key in wanted.keys() - rows.keys()]
     findings += [Finding(f"read.{table} {key}", "the row is not in the log") for key in rows.keys() - wanted.keys()]
     for key in wanted.keys() & rows.keys():
+        findings += [Finding(f"read.{table} {key}", f"the table has no column {column}, the log has it: a migration is missing")
+                     for column in sorted(wanted[key].keys() - rows[key].keys())]
         for column, value in rows[key].items():
             if column != "id" and _plain(value) != _plain(wanted[key].get(column)):
                 findings.append(Finding(

@@ -103,7 +103,7 @@ async def run(s3: SeaweedFS) -> Result:
     peak = max(peaks) / (1 << 20)
     return Result("back up 512 MiB of data in a 2 GiB disk to S3", "s", mine, theirs, "qemu-img convert + boto3 upload_file (10 threads, 8 MiB)",
                   1.25, 1.4, higher_is_better=False, failed=[f"{peak:.0f} MB of memory"] if peak >= 300 else [], notes=[
-                      f"ours: 4 parts of 8 MiB in flight, SHA-256 and MD5 of each part, manifest; peak of mover and qemu {peak:.0f} MB (at most 300)",
+                      f"ours: 4 parts of 8 MiB in flight, SHA-256 of each part checked by the store, manifest; peak of mover and qemu {peak:.0f} MB (at most 300)",
                       f"together {DATA / (1 << 20) / sorted(mine)[len(mine) // 2]:.0f} MiB/s; the server runs on the same two cores"])
 
 

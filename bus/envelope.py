@@ -54,15 +54,8 @@ class Envelope:
         """CloudEvents attributes as headers; empty ones are left out."""
         headers = {
             _SPECVERSION: "1.0", _ID: str(self.id), _TYPE: self.type, _SOURCE: "storebus",
-            _TIME: self.time or datetime.now(UTC).isoformat(), _VERSION: str(self.version), _KIND: self.kind}
-        if self.stream or self.key:
-            headers[_SUBJECT] = self.stream or self.key
-        if self.key:
-            headers[_KEY] = self.key
-        if self.tenant:
-            headers[_TENANT] = self.tenant
-        if self.principal:
-            headers[_PRINCIPAL] = self.principal
+            _SUBJECT: self.stream or self.key, _TIME: self.time or datetime.now(UTC).isoformat(), _VERSION: str(self.version),
+            _KIND: self.kind, _KEY: self.key}
         if self.stream_version >= 0:
             headers[_STREAM_VERSION] = str(self.stream_version)
         if self.position:
@@ -71,10 +64,13 @@ class Envelope:
             headers[_CORRELATION] = str(self.correlation)
         if self.causation:
             headers[_CAUSATION] = str(self.causation)
+        headers |= {_TENANT: self.tenant, _PRINCIPAL: self.principal}
         if self.replay:
             headers[_REPLAY] = "true"
         if self.traceparent:
             headers["traceparent"] = self.traceparent
+        if not (self.key and self.tenant and self.principal):  # what is empty is left out
+            headers = {name: value for name, value in headers.items() if value}
         return headers
 
     @classmethod

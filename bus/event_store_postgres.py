@@ -231,7 +231,8 @@ class PostgresEventStore:
         wrong = (await self._fetch("save_checkpoint", name, checkpoint.epoch, checkpoint.position, checkpoint.event_id,
                                    name, fence))[0][0]
         if wrong == "epoch":
-            raise LogBroken(f"checkpoint {name} is of epoch {checkpoint.epoch}, and the log has another")
+            raise LogBroken(f"checkpoint {name} is of epoch {checkpoint.epoch}, and the log has another",
+                            remedy="the database was restored while this process ran: start it again")
         if wrong == "fence":
             raise Conflict(f"the lease {name} has another holder now", stream=name)
 

@@ -1,9 +1,9 @@
 """Migrations: the database brought to this version's shape, in order, once, under a lock, refusing drift.
 
-A migration is a file `schema/sql/migrations/NNNN_name.list` with the paths of SQL files, one a line, in order; its checksum
-is over their text as applied. What was applied is recorded and never changes: a later version adds a migration, and an object
-that changes does so in a file of its own. Owns the ledger `storebus_migration`. Refuses to guess: a checksum that differs
-stops everything.
+A migration is a file of `schema/sql/migrations`: SQL, `NNNN_name.sql`, or `NNNN_name.list` with the paths of SQL files, one a
+line, in order; its checksum is over the text as applied. What was applied is recorded and never changes: a later version
+adds a migration, and an object that changes does so in a file of its own. Owns the ledger `storebus_migration`. Refuses to
+guess: a checksum that differs stops everything.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def migrations() -> list[Migration]:
     """All steps in order."""
     found = []
     for entry in sorted((ROOT / "migrations").iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".list"):
+        if entry.name.endswith(".sql"):
+            found.append(Migration(entry.name.removesuffix(".sql"), entry.read_text()))
+        elif entry.name.endswith(".list"):
             paths = [line for line in entry.read_text().split("\n") if line and not line.startswith("#")]
             found.append(Migration(entry.name.removesuffix(".list"), "\n".join(
                 (ROOT / path).read_text() for path in paths)))

@@ -131,7 +131,7 @@ class PublishChannel:
             if future.done():
                 continue  # returned, or nobody waits for it any more
             if refused:
-                future.set_exception(BrokerAway("the broker refused the message for now (nack)"))
+                _fail(future, BrokerAway("the broker refused the message for now (nack)"))
             else:
                 future.set_result(None)
 
@@ -143,7 +143,7 @@ class PublishChannel:
         unique, _, tag = (header.properties.message_id or "").partition("-")
         known = self._unconfirmed.get(int(tag)) if unique == self._unique and tag.isdecimal() else None
         if known is not None and not known[0].done():
-            known[0].set_exception(Unroutable(f"no queue takes {known[2]}"))
+            _fail(known[0], Unroutable(f"no queue takes {known[2]}"))
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -164,4 +164,10 @@ class PublishChannel:
         for future, _, _ in unconfirmed.values():
             self._window.release()
             if not future.done():
-                future.set_exception(PublishUnknown(why))
+                _fail(future, PublishUnknown(why))
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    """A sender that went away meanwhile leaves nobody to hear of it: that is no error of the program's."""
+    future.set_exception(error)
+    future.exception()

@@ -211,14 +211,14 @@ class Replay:
         """The events, one at a time."""
         pages = replay_raw(self.store, self.chosen, page=self.page)
         try:
-            paced = self.rate is not None
+            paced, going = self.rate is not None, self._go.is_set
             async for rows in pages:
-                for number, row in enumerate(rows):
-                    if not number % BREATHE:
-                        await asyncio.sleep(0)
-                    if (paced or self._stop or not self._go.is_set()) and not await self._turn(1):
-                        return
-                    yield SubscribedEvent(row)
+                for start in range(0, len(rows), BREATHE):
+                    await asyncio.sleep(0)
+                    for row in rows[start:start + BREATHE]:
+                        if (paced or self._stop or not going()) and not await self._turn(1):
+                            return
+                        yield SubscribedEvent(row)
         finally:
             await pages.aclose()
 

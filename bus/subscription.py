@@ -54,14 +54,13 @@ _read_of = 0
 """How many messages were registered when `_READERS` was made."""
 
 
-def _readers() -> dict[tuple[str, int], Callable[[bytes], Message]]:
+def _make_readers() -> None:
+    """A version that is not the newest is not among them: it is brought up by the codec."""
     global _read_of
-    if len(REGISTRY) != _read_of:
-        _READERS.clear()
-        _READERS.update({(name, version): message.__pydantic_validator__.validate_json
-                         for (name, version), message in REGISTRY.items() if newest_version(name) == version})
-        _read_of = len(REGISTRY)
-    return _READERS
+    _READERS.clear()
+    _READERS.update({(name, version): message.__pydantic_validator__.validate_json
+                     for (name, version), message in REGISTRY.items() if newest_version(name) == version})
+    _read_of = len(REGISTRY)
 
 
 def _decoded(row: LogRow) -> Message | None:
@@ -153,8 +152,10 @@ class SubscribedEvent:
         """The typed message, brought to its newest version; None when its type or version is unknown here."""
         if self._message is _UNREAD:
             row = self.row
+            if len(REGISTRY) != _read_of:
+                _make_readers()
             try:
-                self._message = _readers()[row.type, row.type_version](row.payload)
+                self._message = _READERS[row.type, row.type_version](row.payload)
             except (KeyError, ValidationError):  # an older or unknown version, or a damaged body: the codec says which
                 self._message = _decoded(row)
         message: Message | None = self._message

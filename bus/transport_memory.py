@@ -208,7 +208,9 @@ class MemoryTransport:
 
     async def send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
         """See Transport."""
-        return asyncio.ensure_future(self.publish(to, message))
+        confirm = asyncio.ensure_future(self.publish(to, message))
+        confirm.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear of it
+        return confirm
 
     def _targets(self, to: Address) -> list[_Queue]:
         if to.kind in BOUNDED:

@@ -44,9 +44,11 @@ class Limits:
 class Upload(Protocol):
     """One object being written in parts of one size (the last may be shorter). Invisible until completed."""
 
-    async def part(self, number: int, data: Bytes) -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
         """Write part `number` (from 1), in any order, several at once. Returns when the store acknowledged it, its
-        integrity checked by the store (Content-MD5, ETag) or re-read. May be sent twice."""
+        integrity checked by the store (SHA-256, Content-MD5, ETag) or re-read. May be sent twice.
+
+        `sha256`: the hex SHA-256 of `data` where the caller has it already; what is stored then has it."""
 
     async def complete(self, size: int) -> ObjectInfo:
         """Make the object visible whole; `size` is its length in bytes."""

@@ -308,7 +308,7 @@ class FolderUpload:
             if not self._busy:
                 self._idle.set()
 
-    async def part(self, number: int, data: Bytes) -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
         """pwrite, sync, and read again from below the page cache where the system allows it."""
         if number < 1 or not 0 < len(data) <= self._part_size:
             raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")

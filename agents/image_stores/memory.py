@@ -64,7 +64,7 @@ class MemoryUpload:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
         return found[1]
 
-    async def part(self, number: int, data: Bytes) -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
         """Keep a copy."""
         await self._store._called("part", self._key)
         limits = self._store.limits

@@ -2,8 +2,9 @@
 
 It owns requests, their retries and their meaning on S3. It refuses to interpret keys and bytes. Every request goes
 through `ask`, the only place that retries, waits and raises; botocore's own retries are off. Bodies are not hashed for
-the signature (UNSIGNED-PAYLOAD): each part carries a signed Content-MD5, computed in a thread, that the store checks,
-and the ETag it answers is compared, so a part is acknowledged only when the right bytes arrived.
+the signature (UNSIGNED-PAYLOAD): each part carries a signed digest that the store checks, so a part is acknowledged only
+when the right bytes arrived. It is the SHA-256 that the manifest needs anyway where the store has shown that it refuses a
+wrong one; elsewhere a Content-MD5, computed in a thread, and the ETag answered is compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import ClientError
+from botocore.loaders import Loader
 from pydantic import BaseModel
 
 from agents.image_stores.base import Limits, ObjectInfo
@@ -30,7 +32,7 @@ from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.s3_errors import Damaged, Trouble, understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
-from agents.image_stores.s3_upload import S3Upload, answer_s, check_etag, md5, send
+from agents.image_stores.s3_upload import UNKNOWN, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 
@@ -44,6 +46,9 @@ MAX_BACKOFF_S = 5.0
 UNSENT = 256 << 10
 """Bytes of a body that wait in the kernel beside those under way."""
 MAX_PAGES = 1_000_000
+CHECKS: dict[tuple[str, str], bool] = {}
+"""(endpoint, bucket) -> whether the store refuses a part whose SHA-256 is wrong, as far as this process has seen."""
+MAX_CHECKS = 1000
 # At DEBUG these write whole requests: bodies, headers, canonical requests. Nobody needs them in a log for ever.
 _TALKERS = ("botocore", "aiobotocore")
 
@@ -160,19 +165,35 @@ class S3ImageStore:
         if not limits.min_part <= part_size <= limits.max_part:
             raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
         await self.end_uploads(key)
+        place = self.place.shown, self.bucket
+        if CHECKS.get(place, True):
+            upload = await self._create(key, ChecksumAlgorithm="SHA256")
+            if upload and (place in CHECKS or await refuses_wrong_sum(self, key, upload)):
+                CHECKS[place] = True
+                return S3Upload(self, key, upload, part_size, sums=True)
+            if len(CHECKS) < MAX_CHECKS:
+                CHECKS[place] = False
+            await self.end_uploads(key)
+        return S3Upload(self, key, await self._create(key), part_size)
+
+    async def _create(self, key: str, **more: str) -> str:
+        """A new upload's id; empty when the store does not know what is in `more`."""
         tries = 0
 
         async def create() -> str:
             nonlocal tries
             tries += 1
             answer = await self.client.create_multipart_upload(Bucket=self.bucket, Key=key,
-                                                               ContentType="application/octet-stream")
+                                                               ContentType="application/octet-stream", **more)
             return str(answer["UploadId"])
 
-        upload = await self.ask(f"begin {key}", create)
+        try:
+            upload: str = await self.ask(f"begin {key}", create, plain=UNKNOWN if more else ())
+        except ClientError:
+            return ""
         if tries > 1:  # an answer was lost: there may be an upload nobody knows
             await self.end_uploads(key, but=upload)
-        return S3Upload(self, key, upload, part_size)
+        return upload
 
     async def delete(self, key: str) -> None:
         """Unfinished uploads, then the object."""
@@ -307,12 +328,19 @@ def _warm_session() -> AioSession:
     session = get_session()
     for name in ("config_file", "credentials_file"):
         session.set_config_variable(name, os.devnull)
-    loader = session.get_component("data_loader")
+    session.register_component("data_loader", _loader())
+    return session
+
+
+@functools.cache
+def _loader() -> Loader:
+    """The service model, read once a process: it holds nothing of any store."""
+    loader = Loader()
     for kind in ("service-2", "endpoint-rule-set-1", "waiters-2", "paginators-1"):
         loader.load_service_model("s3", kind)
     for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
         loader.load_data(name)
-    return session
+    return loader
 
 
 def _socket(address: tuple[Any, ...], *, alive: bool) -> socket.socket:

@@ -86,6 +86,7 @@ _PASSING: dict[str, tuple[str, str]] = {
     "BadDigest": ("the data arrived damaged", "check the network and the memory of both hosts"),
     "InvalidDigest": ("the data arrived damaged", "check the network and the memory of both hosts"),
     "IncompleteBody": ("the data arrived incomplete", "check the network to the store"),
+    "XAmzContentChecksumMismatch": ("the data arrived damaged", "check the network and the memory of both hosts"),
     "XAmzContentSHA256Mismatch": ("the data arrived damaged", "check the network and the memory of both hosts"),
     "OperationAborted": ("another request was changing the same object", "try again"),
 }

@@ -14,6 +14,8 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
+
 from agents.image_stores.base import Bytes, ObjectInfo
 from agents.image_stores.s3_errors import Damaged
 from schema.failure import Unknown, WorkFailed, WorkRetryable
@@ -25,6 +27,9 @@ ABORTS = 5
 """How often an upload is aborted until the store no longer lists it (parts under way can keep it alive)."""
 SLOWEST = 256 << 10
 """Bytes per second of a link that is slow but not silent."""
+WRONG_SUM = ("BadDigest", "XAmzContentChecksumMismatch")
+UNKNOWN = ("NotImplemented", "InvalidRequest", "InvalidArgument", "400", "501")
+"""What a store answers that has never heard of checksums."""
 _KERNEL = 8 << 20
 _CHUNK = 256 << 10
 
@@ -32,31 +37,39 @@ _CHUNK = 256 << 10
 class S3Upload:
     """An object being written. Its parts may be sent in any order and at the same time."""
 
-    def __init__(self, store: S3ImageStore, key: str, upload: str, part_size: int) -> None:
-        self._store, self._key, self._id, self._part_size = store, key, upload, part_size
-        self._parts: dict[int, tuple[str, int]] = {}
-        """Number to ETag and size of each acknowledged part."""
+    def __init__(self, store: S3ImageStore, key: str, upload: str, part_size: int, *, sums: bool = False) -> None:
+        """`sums`: the store checks the SHA-256 of each part of this upload."""
+        self._store, self._key, self._id, self._part_size, self._sums = store, key, upload, part_size, sums
+        self._parts: dict[int, tuple[dict[str, str], int]] = {}
+        """Number to what the store knows each acknowledged part by, and its size."""
         self._done: ObjectInfo | None = None
         self._asked = False
         """Completion was asked for: the object may be visible."""
         self._ended = False
 
-    async def part(self, number: int, data: Bytes) -> None:
-        """Send one part with its MD5; acknowledged when the ETag agrees."""
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+        """Send one part with its digest; acknowledged when the store agrees."""
         if self._ended:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
         if not 1 <= number <= self._store.limits.max_parts or not 0 < len(data) <= self._part_size:
             raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
-        digest = await md5(data)
+        if self._sums:
+            digest = bytes.fromhex(sha256) if sha256 else await _sha256(data)
+            says = {"ChecksumSHA256": base64.b64encode(digest).decode()}
+        else:
+            digest = await md5(data)
+            says = {"ContentMD5": base64.b64encode(digest).decode()}
 
-        async def put() -> str:
+        async def put() -> dict[str, str]:
             answer = await send(data, self._store.silence_s, lambda body: self._store.client.upload_part(
-                Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=body,
-                ContentMD5=base64.b64encode(digest).decode()))
-            return check_etag(answer, digest)
+                Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=body, **says))
+            if not self._sums:
+                return {"ETag": check_etag(answer, digest)}
+            if answer.get("ChecksumSHA256", says["ChecksumSHA256"]) != says["ChecksumSHA256"]:
+                raise Damaged("the store's SHA-256 is not that of what was sent")
+            return {"ETag": str(answer["ETag"]), **says}
 
-        etag = await self._store.ask(f"write part {number} of {self._key}", put)
-        self._parts[number] = (etag, len(data))
+        self._parts[number] = (await self._store.ask(f"write part {number} of {self._key}", put), len(data))
 
     async def complete(self, size: int) -> ObjectInfo:
         """Join the parts, then look at the object: the store's word is not enough."""
@@ -69,7 +82,7 @@ class S3Upload:
         self._asked = True
         try:
             if self._parts:
-                listed = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in sorted(self._parts.items())]
+                listed = [{"PartNumber": number, **known} for number, (known, _) in sorted(self._parts.items())]
                 # NoSuchUpload may be the answer to a repeated request whose first answer was lost: the look decides.
                 await self._store.ask(action, lambda: self._store.client.complete_multipart_upload(
                     Bucket=self._store.bucket, Key=self._key, UploadId=self._id, MultipartUpload={"Parts": listed}),
@@ -171,6 +184,26 @@ def answer_s(silence_s: float, length: int) -> float:
     """Seconds to wait for an answer after the last byte of a body was given to the kernel, which may hold megabytes of
     it: silence, plus what those take at SLOWEST."""
     return silence_s + min(length, _KERNEL) / SLOWEST
+
+
+async def refuses_wrong_sum(store: S3ImageStore, key: str, upload: str) -> bool:
+    """Send one byte with the SHA-256 of another to this upload: whether the store refuses it for that."""
+    wrong = base64.b64encode(hashlib.sha256(b"another").digest()).decode()
+
+    async def put() -> bool:
+        await send(b"x", store.silence_s, lambda body: store.client.upload_part(
+            Bucket=store.bucket, Key=key, UploadId=upload, PartNumber=1, Body=body, ChecksumSHA256=wrong))
+        return False
+
+    try:
+        found: bool = await store.ask("see whether checksums are checked", put, plain=(*WRONG_SUM, *UNKNOWN))
+        return found
+    except ClientError as error:
+        return error.response["Error"]["Code"] in WRONG_SUM
+
+
+async def _sha256(data: Bytes) -> bytes:
+    return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
 
 async def md5(data: Bytes) -> bytes:

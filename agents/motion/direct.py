@@ -69,16 +69,20 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
     count = -(-layout.size // size)
     digests: list[str] = [""] * count
     upload: Upload | None = None
+    free: list[bytearray] = []
     done = 0
 
     async def one(number: int) -> None:
         nonlocal done
         assert upload is not None
         offset = number * size
-        buffer = await _fill(device, layout, offset, min(size, layout.size - offset))
-        digests[number] = await in_thread(_sha256, buffer)
-        await upload.part(number + 1, buffer)
-        done += len(buffer)
+        buffer = free.pop() if free else bytearray(size)
+        view = memoryview(buffer)[:min(size, layout.size - offset)]
+        await _fill(device, layout, offset, view)
+        digests[number] = await in_thread(_sha256, view)
+        await upload.part(number + 1, view, sha256=digests[number])
+        free.append(buffer)  # the store has it: the next part takes its room, which new memory would cost the kernel
+        done += len(view)
         progress("write", done, layout.size)
 
     try:
@@ -98,20 +102,16 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
                     physical_size=layout.size, root=root, parent=parent)
 
 
-async def _fill(device: BlockDevice, layout: Layout, offset: int, length: int) -> bytearray:
-    """The bytes of one part: metadata made here, guest data read straight into its place."""
-    buffer = bytearray(length)
-    view = memoryview(buffer)
-    reads: list[Awaitable[None]] = []
-    for piece in await asyncio.to_thread(layout.pieces, offset, length):
+async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview) -> None:
+    """The bytes of one part into `view`: metadata made here, guest data read straight into its place."""
+    for piece in await asyncio.to_thread(layout.pieces, offset, len(view)):
         target = view[piece.offset - offset:piece.offset - offset + piece.length]
         if piece.data is not None:
             target[:] = piece.data
-        else:
-            reads.append(_read(device, target[:max(0, min(piece.length, device.size - piece.guest))], piece.guest))
-    for read in reads:  # one after another: parallelism is between parts
-        await read
-    return buffer
+            continue
+        there = max(0, min(piece.length, device.size - piece.guest))
+        await _read(device, target[:there], piece.guest)  # one after another: parallelism is between parts
+        target[there:] = bytes(piece.length - there)
 
 
 async def _read(device: BlockDevice, target: memoryview, offset: int) -> None:

@@ -16,7 +16,7 @@ LIES = {
     "nosuch": (431, "404"), "html": (431, "HTML"), "empty": (431, "no bytes"), "gzip": (431, "gzip"), "noise": (431, "format"),
     "backing": (431, "backing"), "datafile": (431, "safe"), "huge": (431, "virtual size"), "unknown": (431, "safe"),
     "redirect-inside": (431, "public"), "redirect-file": (431, "http"), "loop": (431, "redirects"), "encoded": (431, "compressed"),
-    "truncated": (530, "truncated"), "broken": (530, "503"),
+    "truncated": (530, "truncated"), "half": (431, "truncated"), "broken": (530, "503"),
 }
 
 

@@ -14,7 +14,8 @@ from api.cli import app
 from tests.architecture.tree import ROOT, tracked
 
 DOCUMENTS = [str(path) for path in tracked() if path.suffix == ".md"]
-QUESTIONS = ("command", "event field", "image store", "hypervisor", "motion strategy", "staging policy", "read view")
+QUESTIONS = ("command", "event field", "column of a list", "image store", "hypervisor", "motion strategy", "staging policy", "read view",
+             "a list over", "setting")
 
 
 def fenced(text: str, language: str) -> list[str]:

@@ -17,6 +17,8 @@ from bus.failpoints import NAMES
 from tests.faults.cluster import ROLES, Cluster, running
 
 JOBS = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 14
+BUSY_KILLS = 20 if JOBS >= 100 else 0
+"""Each role dies at least so often while it holds work: jobs go on until it has."""
 SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 
 
@@ -113,6 +115,8 @@ async def test_random_kills_of_every_role_and_one_broker_wipe(rabbitmq: Any, pos
         await half
         await asyncio.to_thread(rabbitmq.wipe)
         await story.user(JOBS)
+        while min(cluster.busy_kills.get(role, 0) for role in ROLES) < BUSY_KILLS and len(story.jobs) < 10 * JOBS:
+            await story.user(len(story.jobs) + 5)
         stop.set()
         await killer
         began = time.monotonic()
@@ -130,6 +134,7 @@ async def test_random_kills_of_every_role_and_one_broker_wipe(rabbitmq: Any, pos
             print(f"\n{len(results)} jobs: {states.count(1)} completed, {states.count(2)} failed or cancelled; settled in "
                   f"{settle:.1f} s; kills {cluster.kills}, of these with open jobs {cluster.busy_kills}")
         assert states.count(1) > 0
+        assert min(cluster.busy_kills.get(role, 0) for role in ROLES) >= BUSY_KILLS
 
 
 @pytest.fixture(scope="module")

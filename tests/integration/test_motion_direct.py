@@ -362,7 +362,7 @@ class TestBounds:
             if name == "part":
                 now += 1
                 most = max(most, now)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.3)  # longer than a part takes to be read and hashed
                 now -= 1
 
         memory._bucket.before = before

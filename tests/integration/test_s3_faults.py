@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -10,7 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import ClientError
 
+from agents.image_stores import s3, s3_upload
 from agents.image_stores.registry import open_store
 from agents.image_stores.s3 import S3ImageStore
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
@@ -57,6 +61,7 @@ def spec(s3_server: SeaweedFS, proxy: S3Proxy) -> StoreSpec:
 @pytest.fixture
 async def store(spec: StoreSpec, s3_server: SeaweedFS, proxy: S3Proxy) -> AsyncIterator[S3ImageStore]:
     store = await S3ImageStore.open(spec, {"secretkey": s3_server.secret_key})
+    await (await store.begin(f"{spec.prefix}/first", part_size=PART)).abort()  # it learns what this store checks
     proxy.clear()
     yield store
     proxy.heal()
@@ -155,7 +160,15 @@ async def test_an_unanswered_write_is_unknown_an_unanswered_part_is_not(store: S
     await upload.abort()
 
 
-async def test_a_corrupted_etag_is_noticed(store: S3ImageStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["sha256", "md5"])
+def sums(request: pytest.FixtureRequest, store: S3ImageStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which digest the store is taken to check."""
+    known = {(store.place.shown, store.bucket): request.param == "sha256"}
+    monkeypatch.setattr(s3, "CHECKS", known)
+    return str(request.param)
+
+
+async def test_a_corrupted_answer_is_noticed(store: S3ImageStore, key: str, monkeypatch: pytest.MonkeyPatch, sums: str) -> None:
     """The store acknowledges other bytes than were sent: twice it lies, then it tells the truth."""
     upload = await store.begin(key, part_size=PART)
     real, lies = store.client.upload_part, 2
@@ -165,7 +178,7 @@ async def test_a_corrupted_etag_is_noticed(store: S3ImageStore, key: str, monkey
         answer = await real(**arguments)
         if lies:
             lies -= 1
-            answer["ETag"] = '"' + "0" * 32 + '"'
+            answer |= {"ETag": '"' + "0" * 32 + '"'} if sums == "md5" else {"ChecksumSHA256": "A" * 43 + "="}
         return answer
 
     monkeypatch.setattr(store.client, "upload_part", lying)
@@ -174,16 +187,50 @@ async def test_a_corrupted_etag_is_noticed(store: S3ImageStore, key: str, monkey
     assert (await upload.complete(5)).size == 5
 
 
-async def test_bytes_damaged_on_the_way_are_refused_by_the_store(store: S3ImageStore, key: str,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    import agents.image_stores.s3_upload as module
-
-    real = module.Body
-    monkeypatch.setattr(module, "Body", lambda view: real(bytes(len(view))))  # what arrives is not what was hashed
+async def test_bytes_damaged_on_the_way_are_refused_by_the_store(store: S3ImageStore, key: str, monkeypatch: pytest.MonkeyPatch,
+                                                                 sums: str) -> None:
+    real = s3_upload.Body
+    monkeypatch.setattr(s3_upload, "Body", lambda view: real(bytes(len(view))))  # what arrives is not what was hashed
     upload = await store.begin(key, part_size=PART)
     with pytest.raises(WorkRetryable, match="damaged"):
         await upload.part(1, b"right")
     await upload.abort()
+
+
+async def test_a_digest_of_the_callers_is_what_the_store_checks(store: S3ImageStore, key: str) -> None:
+    upload = await store.begin(key, part_size=PART)
+    with pytest.raises(WorkRetryable, match="damaged"):
+        await upload.part(1, b"right", sha256=hashlib.sha256(b"wrong").hexdigest())
+    await upload.part(1, b"right", sha256=hashlib.sha256(b"right").hexdigest())
+    assert (await upload.complete(5)).size == 5
+
+
+@pytest.mark.parametrize("deaf", ["takes a wrong sum", "knows no sums"])
+async def test_a_store_that_checks_no_sha256_is_given_md5(store: S3ImageStore, key: str, monkeypatch: pytest.MonkeyPatch, deaf: str) -> None:
+    sent: list[dict[str, Any]] = []
+    part, create = store.client.upload_part, store.client.create_multipart_upload
+
+    async def takes(**arguments: Any) -> Any:
+        sent.append(arguments)
+        arguments.pop("ChecksumSHA256", None)
+        return await part(**arguments)
+
+    async def knows(**arguments: Any) -> Any:
+        if "ChecksumAlgorithm" in arguments:
+            raise ClientError({"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}, "CreateMultipartUpload")
+        return await create(**arguments)
+
+    monkeypatch.setattr(s3, "CHECKS", {})
+    monkeypatch.setattr(store.client, "upload_part", takes)
+    if deaf == "knows no sums":
+        monkeypatch.setattr(store.client, "create_multipart_upload", knows)
+    for _ in range(2):
+        upload = await store.begin(key, part_size=PART)
+        await upload.part(1, b"right", sha256=hashlib.sha256(b"right").hexdigest())
+        assert (await upload.complete(5)).size == 5
+    assert [each["ContentMD5"] for each in sent if "ContentMD5" in each] == [base64.b64encode(hashlib.md5(b"right").digest()).decode()] * 2
+    assert len(sent) == 2 + (deaf == "takes a wrong sum"), "asked once"
+    assert await store.uploads(key) == []
 
 
 async def test_a_slow_store_is_waited_for(store: S3ImageStore, proxy: S3Proxy, key: str) -> None:

@@ -1,0 +1,186 @@
+"""Chains of incremental snapshots through the whole product: random writes, deletes and restores equal the originals; the
+bucket holds exactly what the projections name; nothing a chain needs is deleted, nothing else remains.
+
+The test keeps a checksum of each snapshot's content, made by qemu-img from the disk at rest. STOREBUS_SOAK_N asks for chains
+of 20.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.manifest import SUFFIX
+from agents.qemu import run
+from api.verify import verify_all
+from tests.acceptance.conftest import Place
+
+MIB = 1 << 20
+LINKS = 20 if int(os.environ.get("STOREBUS_SOAK_N", "0")) else 5
+
+
+class Chain:
+    """A volume and what its snapshots hold."""
+
+    def __init__(self, place: Place, folder: Path, dice: random.Random) -> None:
+        self.place, self.folder, self.dice = place, folder, dice
+        self.volume, self.disk = "", Path()
+        self.sums: dict[str, str] = {}
+
+    async def create(self) -> None:
+        self.volume, _ = await self.place.up.done("createVolume", name="chained", size=1)
+        found = (await self.place.up.call("listVolumes", id=self.volume))["volume"][0]
+        self.disk = self.place.up.data / "primary" / found["path"]
+        await self.write(24)
+
+    async def write(self, times: int = 5) -> None:
+        """Random writes and zeroes, some of them over one another, in 48 MiB at both sides of a table's border."""
+        async with KvmHypervisor().open(str(self.disk), writable=True) as device:
+            for _ in range(times):
+                at = 488 * MIB + self.dice.randrange(0, 47 * MIB, 512)
+                length = self.dice.choice((512, 4096, 70_144, MIB))
+                if self.dice.random() < 0.3:
+                    await device.zero(at, length)
+                else:
+                    await device.write(at, self.dice.randbytes(length))
+            await device.flush()
+
+    async def sum(self, disk: Path) -> str:
+        """Checksum of what a disk holds, read by qemu-img: of each block that is not zeros, with its place."""
+        raw = self.folder / "raw"
+        await run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(raw))
+        assert raw.stat().st_size == 1 << 30
+        digest, at = hashlib.sha256(), 0
+        with raw.open("rb") as file, contextlib.suppress(OSError):  # ENXIO: no more data
+            while True:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA) // MIB * MIB
+                block = os.pread(file.fileno(), MIB, at)
+                if any(block):
+                    digest.update(at.to_bytes(8, "big") + block)
+                at += MIB
+        return digest.hexdigest()
+
+    async def snapshot(self) -> str:
+        expected = await self.sum(self.disk)
+        more = {"asyncbackup": "true"} if self.dice.random() < 0.3 else {}
+        made, job = await self.place.up.done("createSnapshot", volumeid=self.volume, **more)
+        assert job["jobstatus"] == 1, job
+        for _ in range(400):  # an asynchronous backup is a job of its own
+            if any(row["id"] == made and row["state"] == "BackedUp" and not row["on_primary"] for row in await self.rows()):
+                break
+            await asyncio.sleep(0.05)
+        self.sums[made] = expected
+        return made
+
+    async def delete(self, snapshot: str) -> None:
+        answer = await self.place.up.call("deleteSnapshot", id=snapshot)
+        assert (await self.place.up.end(answer["jobid"]))["jobstatus"] == 1
+        del self.sums[snapshot]
+
+    async def restore(self, snapshot: str) -> None:
+        made, job = await self.place.up.done("createVolume", name="r", snapshotid=snapshot, zoneid=self.place.zone)
+        assert job["jobstatus"] == 1, job
+        found = (await self.place.up.call("listVolumes", id=made))["volume"][0]
+        disk = self.place.up.data / "primary" / found["path"]
+        assert "backing" not in await run("qemu-img", "info", "-f", "qcow2", str(disk))
+        assert await self.sum(disk) == self.sums[snapshot]
+        await self.place.up.call("deleteVolume", id=made)
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """Snapshots of the volume with their copies, from the read tables."""
+        connection = await asyncpg.connect(self.place.up.dsn)
+        try:
+            return [dict(row) for row in await connection.fetch(
+                "SELECT s.id, s.state, s.parent_id, s.depth, s.reason, s.on_primary, r.key, r.state AS copy"
+                " FROM read.snapshot s LEFT JOIN read.snapshot_store_ref r ON r.snapshot_id = s.id"
+                " WHERE s.volume_id = $1 ORDER BY s.created", self.volume)]
+        finally:
+            await connection.close()
+
+    async def check(self) -> None:
+        """The bucket is what the projections name; they name the chains of what is there; the log is whole."""
+        rows = {row["id"]: row for row in await self.rows()}
+        needed: set[str] = set()
+        for snapshot in self.sums:
+            assert rows[snapshot]["state"] == "BackedUp"
+            link: str | None = snapshot
+            while link is not None:
+                needed.add(link)
+                link = rows[link]["parent_id"]
+        kept = {name: row["key"] for name, row in rows.items() if row["key"] is not None}
+        assert set(kept) == needed
+        assert {name for name in needed if rows[name]["copy"] == "Hidden"} == needed - set(self.sums)
+        assert self.place.objects() == {key + end for key in kept.values() for end in ("", SUFFIX)}
+        assert await verify_all(self.place.up.dsn) == []
+
+    async def judge_objects(self, snapshot: str) -> None:
+        """The objects alone, downloaded under their keys, hold the snapshot: qemu-img follows their own names."""
+        rows = {row["id"]: row for row in await self.rows()}
+        link: str | None = snapshot
+        with contextlib.closing(self.place.s3.client()) as client:
+            while link is not None:
+                file = self.folder / "objects" / rows[link]["key"]
+                if not file.exists():
+                    file.parent.mkdir(parents=True)
+                    file.write_bytes(client.get_object(Bucket=self.place.bucket, Key=rows[link]["key"])["Body"].read())
+                link = rows[link]["parent_id"]
+        assert await self.sum(self.folder / "objects" / rows[snapshot]["key"]) == self.sums[snapshot]
+
+
+@pytest.fixture
+async def chain(place: Place, tmp_path: Path, seed: int) -> Chain:
+    made = Chain(place, tmp_path, random.Random(seed))
+    await made.create()
+    return made
+
+
+async def test_a_chain_lives_and_dies_in_any_order(chain: Chain) -> None:
+    made: list[str] = []
+    for _ in range(LINKS):
+        made.append(await chain.snapshot())
+        await chain.write()
+        if chain.dice.random() < 0.5:
+            await chain.restore(chain.dice.choice(list(chain.sums)))
+        if len(chain.sums) > 2 and chain.dice.random() < 0.3:
+            await chain.delete(chain.dice.choice(list(chain.sums)))
+            await chain.check()
+    rows = {row["id"]: row for row in await chain.rows()}
+    assert any(row["parent_id"] for row in rows.values())
+    assert all(bool(rows[each]["parent_id"]) != bool(rows[each]["reason"]) for each in made), "a full one says why"
+    assert max(row["depth"] for row in rows.values()) < 8
+    await chain.judge_objects(list(chain.sums)[-1])
+    for snapshot in chain.dice.sample(list(chain.sums), len(chain.sums)):
+        await chain.restore(snapshot)
+        await chain.delete(snapshot)
+        await chain.check()
+    assert chain.place.objects() == set()
+    await chain.place.up.call("deleteVolume", id=chain.volume)
+
+
+async def test_a_record_lost_in_between_makes_a_full_one_that_says_so(chain: Chain) -> None:
+    first = await chain.snapshot()
+    await chain.write()
+    found = json.loads(await run("qemu-img", "info", "-f", "qcow2", "--output=json", str(chain.disk)))
+    bitmap = found["format-specific"]["data"]["bitmaps"][0]["name"]
+    await run("qemu-img", "bitmap", "--remove", "-f", "qcow2", str(chain.disk), bitmap)
+    second = await chain.snapshot()
+    await chain.write()
+    third = await chain.snapshot()
+    rows = {row["id"]: row for row in await chain.rows()}
+    assert "no dirty bitmap" in rows[second]["reason"]
+    assert [rows[each]["parent_id"] for each in (first, second, third)] == [None, None, second]
+    for snapshot in (third, second, first):
+        await chain.restore(snapshot)
+        await chain.delete(snapshot)
+        await chain.check()
+    await chain.place.up.call("deleteVolume", id=chain.volume)

@@ -245,6 +245,17 @@ def jobs(job: Annotated[Text, typer.Argument(help="One job: everything it led to
     _run(cli_bus.jobs(settings, job, status=status, limit=limit, form=_form(form)))
 
 
+@app.command()
+def chain(snapshot: Annotated[str, typer.Argument(help="Its id.")],
+          json_form: Annotated[bool, typer.Option("--json", help="As -o json.")] = False,
+          data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
+    """Draw the chain of incremental snapshots that one belongs to."""
+    from api import cli_chain
+
+    settings = _settings(data_dir=data_dir, database_url=database_url)
+    _run(cli_chain.chain(settings, snapshot, form=_form(Format.JSON if json_form else form)))
+
+
 # --- looking after it ------------------------------------------------------------------------------------------------
 
 Key = Annotated[Text, typer.Option(help="All of this key.")]

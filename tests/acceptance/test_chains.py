@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,4 +185,31 @@ async def test_a_record_lost_in_between_makes_a_full_one_that_says_so(chain: Cha
         await chain.restore(snapshot)
         await chain.delete(snapshot)
         await chain.check()
+    await chain.place.up.call("deleteVolume", id=chain.volume)
+
+
+def words(place: Place, *more: str) -> str:
+    """What the command line says."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
+    done = subprocess.run([sys.executable, "-m", "api.cli", *more, "--data-dir", str(place.up.data)], capture_output=True,
+                          text=True, env=clean)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_a_chain_is_drawn(chain: Chain) -> None:
+    made = [await chain.snapshot() for _ in range(3)]
+    await chain.delete(made[0])
+    drawn = words(chain.place, "chain", made[1], "-o", "table").splitlines()
+    assert [line.lstrip("│├└─ ").split()[0] for line in drawn] == made
+    assert "full" in drawn[0] and "Destroyed, hidden" in drawn[0] and "because it is the first snapshot" in drawn[0]
+    assert "delta" in drawn[1] and drawn[1].startswith("└── ") and drawn[1].endswith("<-")
+    assert drawn[2].startswith("    └── ")
+    links = json.loads(words(chain.place, "chain", made[2], "--json"))
+    assert [(link["id"], link["kind"], link["parent"]) for link in links] == [
+        (made[0], "full", None), (made[1], "delta", made[0]), (made[2], "delta", made[1])]
+    assert all(link["bytes"] > 0 and link["key"] for link in links)
+    for snapshot in made[1:]:
+        await chain.delete(snapshot)
+    await chain.check()
     await chain.place.up.call("deleteVolume", id=chain.volume)

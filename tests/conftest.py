@@ -23,8 +23,10 @@ from tests.services.containers import PostgresContainer, RabbitContainer, docker
 from tests.services.postgres import fresh_database, start_postgres
 from tests.services.s3_fixture import s3_server
 from tests.services.seaweedfs import ServerMissing, find_weed
+from tests.services.swift import SwiftMissing, find_swift
+from tests.services.swift_fixture import swift_server
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "swift_server"]
 
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("STOREBUS_REQUIRE_SERVICES"))
 AMQP_URL, DATABASE_URL = "STOREBUS_TEST_AMQP_URL", "STOREBUS_TEST_DATABASE_URL"
@@ -48,6 +50,10 @@ def pytest_report_header() -> list[str]:
         s3 = "SeaweedFS" if find_weed() else "MISSING"
     except ServerMissing as error:
         s3 = f"MISSING ({error})"
+    try:
+        swift = "OpenStack Swift" if find_swift() else "MISSING"
+    except SwiftMissing as error:
+        swift = f"MISSING ({error})"
     absent = qemu.installed()
     tools = f"MISSING {', '.join(absent)} ({qemu.INSTALL})" if absent else "here"
     first = "Docker, else the " if docker_answers() else ""
@@ -55,6 +61,7 @@ def pytest_report_header() -> list[str]:
         f"services: {'required' if REQUIRED else 'tests are skipped where one is missing'}; seed {SEED}; soak {SOAK or 'no'}",
         (f"RabbitMQ: {'the one in ' + AMQP_URL if os.environ.get(AMQP_URL) else first + rabbit}; "
          f"Postgres: {'the one in ' + DATABASE_URL if os.environ.get(DATABASE_URL) else first + postgres}; S3: {s3}; "
+         f"Swift: {swift}; "
          f"qemu's tools: {tools}; libnbd: {'here' if libnbd.available() else 'MISSING (apt-get install libnbd0)'}"),
     ]
 

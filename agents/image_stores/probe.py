@@ -20,9 +20,11 @@ STEP_S = 120.0
 """Seconds that one step may take; a store that needs longer for 5 MiB is of no use."""
 
 
-async def probe(store: ImageStore, prefix: str, *, field: str = "url") -> None:
-    """Run all steps with probe objects below `prefix`. Raises Refused; `field` is named where the cause names none."""
-    run = _Probe(store, f"{prefix.rstrip('/')}/probe-{uuid4()}".lstrip("/"))
+async def probe(store: ImageStore, prefix: str, *, field: str = "url", settle_s: float = 0.0) -> None:
+    """Run all steps with probe objects below `prefix`. Raises Refused; `field` is named where the cause names none.
+
+    `settle_s`: seconds that the store's listings may lag behind by their nature."""
+    run = _Probe(store, f"{prefix.rstrip('/')}/probe-{uuid4()}".lstrip("/"), settle_s)
     try:
         for step, act in run.steps:
             run.step = step
@@ -42,8 +44,8 @@ async def probe(store: ImageStore, prefix: str, *, field: str = "url") -> None:
 class _Probe:
     """One run: its keys, its steps."""
 
-    def __init__(self, store: ImageStore, base: str) -> None:
-        self.store, self.base = store, base
+    def __init__(self, store: ImageStore, base: str, settle_s: float) -> None:
+        self.store, self.base, self.settle_s = store, base, settle_s
         self.small, self.large = f"{base}/small", f"{base}/large"
         self.body = secrets.token_bytes(4096)
         self.steps = (("list", self.list), ("put", self.put), ("get", self.get), ("range", self.range),
@@ -53,14 +55,14 @@ class _Probe:
 
     async def list(self) -> None:
         """The place is there, and empty."""
-        if await self._keys():
+        if await self._keys([]):
             raise Refused("the listing of a fresh prefix is not empty")
 
     async def put(self) -> None:
         """A small object can be written and is listed."""
         self.touched = True
         await self.store.put(self.small, self.body)
-        if await self._keys() != [self.small]:
+        if await self._keys([self.small]) != [self.small]:
             raise Refused("the object just written is not listed", remedy="the store must list its writes at once")
 
     async def get(self) -> None:
@@ -100,7 +102,7 @@ class _Probe:
         """Both objects go, twice."""
         for key in (self.small, self.large, self.large):
             await self.store.delete(key)
-        if await self._keys():
+        if await self._keys([]):
             raise Refused("a deleted object is still listed", remedy="switch off object lock on the bucket")
 
     async def sweep(self) -> None:
@@ -114,5 +116,12 @@ class _Probe:
             except (Failed, TimeoutError) as error:
                 log.warning("the probe object %s could not be removed: %s", key, error)
 
-    async def _keys(self) -> Sequence[str]:
-        return [info.key async for info in self.store.list(self.base)]
+    async def _keys(self, wanted: Sequence[str]) -> Sequence[str]:
+        """What is listed: at once, or as soon as it is what is wanted."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settle_s
+        while True:
+            found = [info.key async for info in self.store.list(self.base)]
+            if found == wanted or loop.time() >= until:
+                return found
+            await asyncio.sleep(0.5)

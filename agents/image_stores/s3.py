@@ -30,9 +30,10 @@ from pydantic import BaseModel
 from agents.image_stores.base import Limits, ObjectInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
-from agents.image_stores.s3_errors import Damaged, Trouble, understand
+from agents.image_stores.s3_errors import understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
+from agents.image_stores.trouble import Damaged, Trouble
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 

@@ -11,42 +11,13 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """One failed request, understood."""
-
-    code: str
-    """S3's error code, or a word of ours for what never reached S3."""
-    cause: str
-    field: str = ""
-    remedy: str = ""
-    passes: bool = False
-    """Asking again may help."""
-    reached: bool = False
-    """The request may have had its effect although no answer came."""
-
-    def failure(self, action: str, *, changes: bool = False) -> Failed:
-        """The error to raise when `action` is given up; `changes` when its effect would be visible."""
-        cause = f"{action}: {self.cause}"
-        if changes and self.reached:
-            return Unknown(f"{cause}; whether it took effect is not known", field=self.field, remedy=self.remedy)
-        kind = WorkRetryable if self.passes else WorkFailed
-        return kind(cause, field=self.field, remedy=self.remedy)
-
-    def refusal(self, action: str) -> Refused:
-        """The error to raise while a store is being opened or tested."""
-        return Refused(f"{action}: {self.cause}", field=self.field, remedy=self.remedy)
-
+from agents.image_stores.trouble import Damaged, Trouble
 
 _SKEW = ("details.endpoint", "the clocks of this host and of the store differ by more than S3 allows",
          "synchronise both with NTP")
@@ -92,10 +63,6 @@ _PASSING: dict[str, tuple[str, str]] = {
 }
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504, 509}
 _AWAY = "check that the store runs and that this host can reach it"
-
-
-class Damaged(Exception):
-    """An answer came, but not the bytes that it should hold, or an ETag of other bytes."""
 
 
 def understand(error: BaseException, *, endpoint: str) -> Trouble | None:

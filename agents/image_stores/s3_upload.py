@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from agents.image_stores.base import Bytes, ObjectInfo
-from agents.image_stores.s3_errors import Damaged
+from agents.image_stores.trouble import Damaged
 from schema.failure import Unknown, WorkFailed, WorkRetryable
 
 if TYPE_CHECKING:

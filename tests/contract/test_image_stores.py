@@ -1,4 +1,4 @@
-"""The image store contract on SeaweedFS, a directory and memory."""
+"""The image store contract on SeaweedFS, OpenStack Swift, a directory and memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import pytest
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
+from agents.image_stores.swift import SwiftImageStore
 from schema.image import StoreSpec
 from tests.contract.image_store import ImageStoreContract, Place
 from tests.services.s3_fixture import s3_server, s3_spec
 from tests.services.seaweedfs import SeaweedFS
+from tests.services.swift import SwiftServer
+from tests.services.swift_fixture import swift_server, swift_spec
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "swift_server"]
 
 
 class TestMemory(ImageStoreContract):
@@ -37,3 +40,10 @@ class TestS3(ImageStoreContract):
     @pytest.fixture
     def place(self, s3_server: SeaweedFS) -> Place:
         return Place(S3ImageStore, s3_spec(s3_server), {"secretkey": s3_server.secret_key})
+
+
+@pytest.mark.needs_swift
+class TestSwift(ImageStoreContract):
+    @pytest.fixture
+    def place(self, swift_server: SwiftServer) -> Place:
+        return Place(SwiftImageStore, swift_spec(swift_server), {"key": swift_server.key})

@@ -1,0 +1,389 @@
+"""SwiftImageStore: images as static large objects of one container, through python-swiftclient's native API.
+
+It owns the meaning of requests on Swift. It refuses to interpret keys and bytes, and to send, retry or wait: that is the
+client's. Segments lie in a container of their own. A listing may lag behind, so it proposes and a look at the object decides.
+An upload is unfinished while segments of it exist and no object says that it is made of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets as random_secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+from pydantic import BaseModel
+from swiftclient import client as swift
+from swiftclient.exceptions import ClientException
+from swiftclient.utils import generate_temp_url
+
+from agents.image_stores.base import Limits, ObjectInfo
+from agents.image_stores.details import read_details
+from agents.image_stores.probe import probe
+from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
+from agents.image_stores.swift_settings import SwiftSettings, find_account
+from agents.image_stores.swift_upload import FOLDER, MADE_BY, SwiftUpload, put_bytes
+from agents.image_stores.trouble import Damaged
+from schema.failure import Failed, Refused, WorkFailed, WorkRetryable
+from schema.image import StoreSpec
+
+log = logging.getLogger(__name__)
+MIB = 1 << 20
+SMALLEST_PART = MIB
+LARGEST_PART = 5 << 30
+MOST_PARTS = 10_000
+"""Of one object, also where manifests of manifests would allow more."""
+USUAL = {"slo": {"max_manifest_segments": 1000, "min_segment_size": 1}, "swift": {}, "tempurl": {}}
+"""What is assumed of a Swift that does not say (`/info` is switched off)."""
+WIDTH = 16
+"""Requests at once where many small ones are needed."""
+SWEEPS = 5
+LAG_S = 20.0
+"""How long a listing may lag behind while a store is tested."""
+MAX_PAGES = 1_000_000
+KEYS = ("x-container-meta-temp-url-key", "x-container-meta-temp-url-key-2")
+"""The two keys that links of a container may be signed with: the present one and the one before."""
+
+
+class SwiftImageStore:
+    """A container, or a part of one (every key starts with the installation's prefix)."""
+
+    PROVIDER: ClassVar[str] = "swift"
+    SCOPE: ClassVar[str] = "REGION"
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
+        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5"})
+    Settings: ClassVar[type[BaseModel]] = SwiftSettings
+    page_size = 10_000
+    """Names asked for in one page of a listing."""
+
+    def __init__(self, settings: SwiftSettings, client: SwiftClient, info: Mapping[str, Any]) -> None:
+        self.settings, self.client, self.info = settings, client, info
+        self.container, self.segments = client.account.container, client.account.segments
+        self.most_entries = int(info["slo"].get("max_manifest_segments", 1000))
+        """Of one manifest."""
+
+    @classmethod
+    async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
+        """Sign in and ask what this Swift can do. The containers are looked at when they are used, made by `test`.
+
+        Raises Refused naming the detail at fault, or WorkRetryable when the store is away for now.
+        """
+        settings = read_details(SwiftSettings, spec, secrets)
+        account = await asyncio.to_thread(find_account, spec, settings)  # looks for the file of authorities
+        client = SwiftClient(settings, account)
+        try:
+            return cls(settings, client, await _capabilities(client))
+        except BaseException as error:
+            await client.aclose()
+            trouble = understand(error, auth_url=account.auth_url, url="") if isinstance(error, Exception) else None
+            if trouble is None:
+                raise
+            action = f"open the container {account.container}"
+            raise (trouble.failure(action) if trouble.passes else trouble.refusal(action)) from None
+
+    @property
+    def limits(self) -> Limits:
+        """From the cluster's own word; a manifest may name manifests, so parts may be its entries squared."""
+        least = int(self.info["slo"].get("min_segment_size", 1))
+        most = int(self.info.get("swift", {}).get("max_file_size", LARGEST_PART)) // MIB * MIB
+        return Limits(min_part=max(SMALLEST_PART, least), max_part=min(LARGEST_PART, most),
+                      max_parts=min(MOST_PARTS, self.most_entries**2))
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    async def look(self, key: str) -> Mapping[str, str] | None:
+        """An object's headers, or None. A missing container is a failure, not an absent object."""
+        try:
+            found: Mapping[str, str] = await self.client.ask(f"look at {key}", lambda line, grant: swift.head_object(
+                grant.url, grant.token, self.container, key, http_conn=line.http), plain=(404,))
+        except ClientException:
+            await self._need_container()
+            return None
+        return found
+
+    async def _need_container(self) -> None:
+        await self.client.ask(f"open the container {self.container}", lambda line, grant: swift.head_container(
+            grant.url, grant.token, self.container, http_conn=line.http))
+
+    async def stat(self, key: str) -> ObjectInfo | None:
+        """The object, or None."""
+        seen = await self.look(key)
+        return None if seen is None else ObjectInfo(key=key, size=int(seen["content-length"]))
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """One ranged GET; after a broken answer the rest is asked for, which also shows whether a segment is missing."""
+        if length <= 0:
+            return b""
+        got, end = bytearray(), offset + length
+
+        def get(line: Line, grant: Grant) -> None:
+            start = offset + len(got)
+            headers, body = swift.get_object(grant.url, grant.token, self.container, key, resp_chunk_size=BLOCK,
+                                             headers={"Range": f"bytes={start}-{end - 1}"}, http_conn=line.http)
+            expected = len(got) + _expected(headers, start, end - start)
+            for piece in body:
+                line.check()
+                got.extend(piece)
+            if len(got) != expected:
+                raise Damaged(f"{len(got)} bytes of {expected}")
+
+        try:
+            await self.client.ask(f"read {key}", get, plain=(404, 409, 416))
+        except ClientException as error:
+            if status_of(error) == 404:
+                await self._need_container()
+                raise WorkFailed(f"read {key}: the object is absent", remedy="it was deleted or never written") from None
+            if status_of(error) == 409:
+                raise WorkFailed(f"read {key}: a segment of the object is missing or was changed",
+                                 field="details.segmentcontainer", remedy="use another copy of the image") from None
+        return bytes(got)  # nothing when all of it lies past the end
+
+    async def put(self, key: str, body: bytes) -> None:
+        """One PUT with its MD5; the segments of an object that it replaces go."""
+        before = await self.look(key)
+        await self.client.ask(f"write {key}", lambda line, grant: put_bytes(line, grant, self.container, key, body), changes=True)
+        if before is not None and before.get(MADE_BY):
+            await self.sweep(f"{key}{FOLDER}{before[MADE_BY]}/")
+
+    async def begin(self, key: str, *, part_size: int) -> SwiftUpload:
+        """Start an upload under a prefix of its own, after removing what all others of this key left."""
+        limits = self.limits
+        if not limits.min_part <= part_size <= limits.max_part:
+            raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
+        seen = await self.look(key)
+        live = seen.get(MADE_BY, "") if seen is not None else ""
+        await self.sweep(key + FOLDER, keep=f"{key}{FOLDER}{live}/" if live else "")
+        upload = SwiftUpload(self, key, uuid4().hex, part_size)
+        await upload.begin()
+        return upload
+
+    async def delete(self, key: str) -> None:
+        """The object with the segments that its manifest names, then whatever lies under its uploads."""
+        seen = await self.look(key)
+        if seen is not None and seen.get("x-static-large-object"):
+            # Its answer tells little (200 also when parts were not found): what follows makes sure.
+            await self.client.ask(f"delete {key}", lambda line, grant: swift.delete_object(
+                grant.url, grant.token, self.container, key, http_conn=line.http, query_string="multipart-manifest=delete"),
+                changes=True, absent=(404,))
+        if seen is not None:
+            await self.remove(key)
+        await self.sweep(key + FOLDER)
+
+    async def remove(self, key: str) -> None:
+        """The object without its segments."""
+        await self.client.ask(f"delete {key}", lambda line, grant: swift.delete_object(
+            grant.url, grant.token, self.container, key, http_conn=line.http), changes=True, absent=(404,))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Pages of `page_size` names."""
+        async for name, size in self._names(self.container, below(prefix)):
+            yield ObjectInfo(key=name, size=size)
+
+    async def _names(self, container: str, start: str) -> AsyncIterator[tuple[str, int]]:
+        """Name and bytes of everything in a container that starts with the string `start`."""
+        marker = ""
+        for _ in range(MAX_PAGES):
+            def page(line: Line, grant: Grant, after: str = marker) -> Any:
+                return swift.get_container(grant.url, grant.token, container, prefix=start, marker=after, limit=self.page_size,
+                                           http_conn=line.http)[1]
+
+            entries = await self.client.ask(f"list {start}", page)
+            for entry in entries:
+                if not str(entry.get("name", "/")).endswith("/"):  # what other tools make of folders
+                    yield str(entry["name"]), int(entry["bytes"])
+            if not entries:
+                return
+            following = str(entries[-1].get("name", marker))
+            if following <= marker:
+                break
+            marker = following
+        raise WorkFailed(f"list {start}: the store's pages never end", field="url", remedy="look into the store's log")
+
+    # --- segments -----------------------------------------------------------------------------------------------------
+
+    async def unfinished(self, prefix: str) -> Sequence[str]:
+        """Keys with segments that their object, if there is one, is not made of."""
+        start = below(prefix)
+        found: dict[str, dict[str, list[str]]] = {}
+        async for name, _ in self._names(self.segments, start):
+            key, folder, rest = name.partition(FOLDER)
+            if folder and key.startswith(start):
+                names = found.setdefault(key, {}).setdefault(rest.partition("/")[0], [])
+                names[1:] = [name]  # the first and the last are enough to see whether the listing is true
+                if len(names) == 1:
+                    names.append(name)
+        left: list[str] = []
+
+        async def judge(key: str) -> None:
+            seen = await self.look(key)
+            live = seen.get(MADE_BY, "") if seen is not None else ""
+            for upload, names in found[key].items():
+                if upload != live and (await self.has_segment(names[-1]) or await self.has_segment(names[0])):
+                    left.append(key)
+                    return
+
+        await _each(found, judge)
+        return sorted(left)
+
+    async def has_segment(self, name: str) -> bool:
+        """Whether it is there, whatever listings say."""
+        seen = await self.client.ask("look at a segment", lambda line, grant: swift.head_object(
+            grant.url, grant.token, self.segments, name, http_conn=line.http), absent=(404,))
+        return seen is not None
+
+    async def remove_segment(self, name: str) -> None:
+        """Delete one; absent is fine."""
+        await self.client.ask("delete a segment", lambda line, grant: swift.delete_object(
+            grant.url, grant.token, self.segments, name, http_conn=line.http), absent=(404,))
+
+    async def remove_segments(self, names: Iterable[str]) -> None:
+        """Delete these."""
+        await _each(names, self.remove_segment)
+
+    async def sweep(self, start: str, *, keep: str = "") -> None:
+        """Delete every segment whose name starts with `start` and not with `keep`, until none is left."""
+        gone: set[str] = set()
+        for _ in range(SWEEPS):
+            names = [name async for name, _ in self._names(self.segments, start) if not keep or not name.startswith(keep)]
+            left = [name for name in names if name not in gone]
+            again = [name for name in names if name in gone]  # the listing lags, or it was written again
+            left += [name for name in again if await self.has_segment(name)]
+            if not left:
+                return
+            await self.remove_segments(left)
+            gone.update(left)
+        raise WorkRetryable(f"segments under {start} are still there after {SWEEPS} deletions", field="url",
+                            remedy="see who writes them; delete the object again later")
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""
+        if not 1 <= expires_s <= 7 * 86400:
+            raise WorkFailed(f"a link of {expires_s} s is outside 1 s to 7 days")
+        signing = (await self._signing_keys())[0] or await self._new_key()
+        grant = await self.client.grant()
+        parts = urlsplit(grant.url)
+        digests = self.info["tempurl"].get("allowed_digests") or ["sha256"]
+        path = generate_temp_url(f"{parts.path}/{self.container}/{key}", expires_s, signing, "GET",
+                                 digest="sha256" if "sha256" in digests else str(digests[0]))
+        where, _, query = path.rpartition("?")
+        return f"{parts.scheme}://{parts.netloc}{quote(where)}?{query}"
+
+    async def rotate(self) -> None:
+        """Sign links with a new key. Those of the key before stay valid until the next rotation, older ones end now."""
+        await self._new_key()
+
+    async def _signing_keys(self) -> tuple[str, str]:
+        """The present key and the one before; "" where there is none. Only an operator of the account is shown them."""
+        if "tempurl" not in self.info:
+            raise WorkFailed("this Swift signs no links", field="url", remedy="put tempurl into its proxy's pipeline")
+        seen = await self.client.ask("look for the key of links", lambda line, grant: swift.head_container(
+            grant.url, grant.token, self.container, http_conn=line.http))
+        return seen.get(KEYS[0], ""), seen.get(KEYS[1], "")
+
+    async def _new_key(self) -> str:
+        """Make a key the present one, and the present one that before. Answers what the container then has: of two writers
+        one wins, and both use its key."""
+        present, _ = await self._signing_keys()
+        given = self.settings.tempurlsecret
+        made = given.get_secret_value() if given is not None and not present else random_secrets.token_urlsafe(32)
+        headers = {KEYS[0]: made} | ({KEYS[1]: present} if present else {})
+        await self.client.ask("change the key of links", lambda line, grant: swift.post_container(
+            grant.url, grant.token, self.container, headers, http_conn=line.http), changes=True)
+        found, _ = await self._signing_keys()
+        if not found:
+            raise WorkFailed("the user may not see the key of links", field="details.username",
+                             remedy="make it an operator of the account")
+        return found
+
+    # --- the store itself ---------------------------------------------------------------------------------------------
+
+    async def test(self, prefix: str) -> None:
+        """Make the containers where they are absent; then the steps every store is asked."""
+        for container, field in ((self.container, "container"), (self.segments, "segmentcontainer")):
+            try:
+                await self._make(container, f"details.{field}")
+            except Failed as error:
+                raise Refused(error.failure.cause, field=error.failure.field, remedy=error.failure.remedy) from None
+        await probe(self, prefix, settle_s=LAG_S)
+
+    async def _make(self, container: str, field: str) -> None:
+        action, policy = f"make the container {container}", self.settings.storagepolicy
+        seen = await self.client.ask(action, lambda line, grant: swift.head_container(
+            grant.url, grant.token, container, http_conn=line.http), absent=(404,))
+        if seen is not None:
+            there = seen.get("x-storage-policy", "")
+            if policy and there and there.lower() != policy.lower():
+                raise Refused(f"the container {container} is there and has another policy, {there}",
+                              field="details.storagepolicy", remedy="name another container, or leave the policy out")
+            return
+        try:
+            await self.client.ask(action, lambda line, grant: swift.put_container(
+                grant.url, grant.token, container, headers={"X-Storage-Policy": policy} if policy else None,
+                http_conn=line.http), plain=(400,))
+        except ClientException:
+            wrong = policy and policy.lower() not in {str(one.get("name", "")).lower() for one in self._policies()}
+            cause = "the cluster has no such policy" if wrong else "the store does not allow this name"
+            raise Refused(f"{action}: {cause}", field="details.storagepolicy" if wrong else field, remedy="correct it") from None
+
+    def _policies(self) -> Sequence[Mapping[str, Any]]:
+        return self.info.get("swift", {}).get("policies") or ()
+
+    async def aclose(self) -> None:
+        """Close all connections. Twice is fine."""
+        await self.client.aclose()
+
+
+async def _capabilities(client: SwiftClient) -> Mapping[str, Any]:
+    """What the cluster says it can do. Raises Refused when it lacks static large objects."""
+    def ask(line: Line, grant: Grant) -> Mapping[str, Any] | None:
+        status, _, body = line.ask("GET", "/info")
+        if status >= 500:
+            raise ClientException("", http_status=status)
+        try:
+            found = json.loads(body) if status == 200 else None
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) and isinstance(found.get("swift"), dict) else None
+
+    info = await client.once(ask)
+    if info is not None and not isinstance(info.get("slo"), dict):
+        raise Refused("this Swift has no static large objects", field="url", remedy="put slo into its proxy's pipeline")
+    return info or USUAL
+
+
+async def _each(items: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:
+    """Do it for all, a few at once; the first failure ends the others."""
+    todo = iter(items)
+
+    async def work() -> None:
+        for item in todo:
+            await act(item)
+
+    tasks = [asyncio.create_task(work()) for _ in range(WIDTH)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def below(prefix: str) -> str:
+    """The string that names below a path start with."""
+    return f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _expected(headers: Mapping[str, str], offset: int, length: int) -> int:
+    """Bytes that a ranged answer must have. Raises WorkFailed when the store ignored the range."""
+    span, slash, total = headers.get("content-range", "").partition("/")
+    if slash and total.isdigit() and span.startswith(f"bytes {offset}-"):
+        return max(0, min(length, int(total) - offset))
+    if offset == 0 and int(headers.get("content-length", length + 1)) <= length:
+        return int(headers["content-length"])
+    raise WorkFailed("the store ignores the Range header", field="url", remedy="switch off what rewrites its answers")

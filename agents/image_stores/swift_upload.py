@@ -1,0 +1,172 @@
+"""SwiftUpload: one static large object being written: segments, then a manifest that names each with its MD5 and size.
+
+It owns the segments' names and digests and the order begin, parts, manifest or abort. It refuses to retry by itself: every
+request goes through the store's client. Segments lie under a prefix of this upload's own, so those of two writers never mix;
+the object says in its metadata which upload made it, so what no object speaks for is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from swiftclient.client import put_object
+from swiftclient.exceptions import ClientException
+
+from agents.image_stores.base import Bytes, ObjectInfo
+from agents.image_stores.swift_client import Grant, Line
+from agents.image_stores.trouble import Damaged
+from schema.failure import Failed, Unknown, WorkFailed
+
+if TYPE_CHECKING:
+    from agents.image_stores.swift import SwiftImageStore
+
+log = logging.getLogger(__name__)
+FOLDER = "/.segments/"
+"""Between an object's key and its uploads, in the container of segments."""
+MADE_BY = "x-object-meta-storebus-upload"
+"""Metadata of an object: the upload whose segments it is made of."""
+BEGUN = "begun"
+"""A mark beside the segments from the begin to the end of an upload: an upload without parts is unfinished too."""
+
+
+class SwiftUpload:
+    """An object being written. Its parts may be sent in any order and at the same time."""
+
+    def __init__(self, store: SwiftImageStore, key: str, upload: str, part_size: int) -> None:
+        self._store, self._key, self._id, self._part_size = store, key, upload, part_size
+        self._base = f"{key}{FOLDER}{upload}/"
+        self._parts: dict[int, tuple[str, int]] = {}
+        """Number to MD5 and size of each acknowledged part."""
+        self._tried: set[str] = {BEGUN}
+        """Last components of all names that may have been written."""
+        self._done: ObjectInfo | None = None
+        self._asked = False
+        """Completion was asked for: the object may be visible."""
+        self._ended = False
+
+    async def begin(self) -> None:
+        """Leave the mark."""
+        await self._store.client.ask(f"begin {self._key}", lambda line, grant: put_bytes(
+            line, grant, self._store.segments, self._base + BEGUN, b""))
+
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+        """Send one segment with its MD5, which the store checks; acknowledged when the ETag it answers agrees.
+
+        Swift knows no other sum: `sha256` is not used."""
+        if self._ended:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        if not 1 <= number <= self._store.limits.max_parts or not 0 < len(data) <= self._part_size:
+            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
+        name = f"{number:06}"
+        self._tried.add(name)
+        etag = await self._store.client.ask(f"write part {number} of {self._key}", lambda line, grant: put_bytes(
+            line, grant, self._store.segments, self._base + name, data))
+        self._parts[number] = (etag, len(data))
+
+    async def complete(self, size: int) -> ObjectInfo:
+        """Write the manifest, then look at the object: the store's word is not enough."""
+        if self._done is not None:
+            return self._done
+        if self._ended:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        self._check(size)
+        action = f"complete {self._key}"
+        if not await self._store.has_segment(self._base + BEGUN):
+            raise WorkFailed(f"{action}: the upload was ended by another writer", remedy="begin again")
+        entries = [self._entry(f"{number:06}", *self._parts[number]) for number in sorted(self._parts)]
+        most = self._store.most_entries
+        if len(entries) > most:
+            step = max(most // 4, -(-len(entries) // most))  # short lists: the store looks at each entry while we wait
+            lists = [entries[at : at + step] for at in range(0, len(entries), step)]
+            entries = [await self._list(f"list-{number:04}", entries) for number, entries in enumerate(lists, 1)]
+        self._asked = True
+        try:
+            await self._manifest(action, self._store.container, self._key, entries, {MADE_BY: self._id})
+        except Unknown:
+            if not await self._visible(size):
+                raise
+        if not await self._visible(size):
+            raise WorkFailed(f"{action}: the object is absent, or another writer's, or not of {size} bytes", remedy="begin again")
+        self._done = ObjectInfo(key=self._key, size=size)
+        try:
+            await self._store.remove_segment(self._base + BEGUN)
+            await self._store.sweep(self._key + FOLDER, keep=self._base)
+        except Failed as error:  # the object is whole: what another one left is listed as unfinished until it goes
+            log.warning("what the predecessor of %s left could not be removed: %s", self._key, error)
+        return self._done
+
+    def _entry(self, name: str, etag: str, size: int) -> dict[str, Any]:
+        return {"path": f"/{self._store.segments}/{self._base}{name}", "etag": etag, "size_bytes": size}
+
+    async def _list(self, name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """A manifest of some of the segments: an entry of the object's own when there are too many for one."""
+        self._tried.add(name)
+        etag = await self._manifest(f"list parts of {self._key}", self._store.segments, self._base + name, entries, {})
+        return self._entry(name, etag, sum(entry["size_bytes"] for entry in entries))
+
+    async def _manifest(self, action: str, container: str, name: str, entries: list[dict[str, Any]],
+                        headers: dict[str, str]) -> str:
+        """Its ETag. Without entries: an empty object. The store compares each segment's ETag and size."""
+        etag = hashlib.md5("".join(entry["etag"] for entry in entries).encode(), usedforsecurity=False).hexdigest()
+        body = json.dumps(entries).encode() if entries else b""
+
+        def put(line: Line, grant: Grant) -> str:
+            answered = put_object(grant.url, grant.token, container, name, body, etag=etag, http_conn=line.http,
+                                  content_type="application/octet-stream", headers=headers,
+                                  query_string="multipart-manifest=put" if entries else None)
+            if answered.strip('"') != etag:
+                raise Damaged("the ETag is not that of the segments")
+            return etag
+
+        try:
+            await self._store.client.ask(action, put, changes=container == self._store.container, plain=(400,))
+        except ClientException:
+            raise WorkFailed(f"{action}: the store does not find all segments as they were sent",
+                             field="details.segmentcontainer",
+                             remedy="begin again; see that nothing else deletes in the container of segments") from None
+        return etag
+
+    async def _visible(self, size: int) -> bool:
+        seen = await self._store.look(self._key)
+        return seen is not None and seen.get(MADE_BY) == self._id and int(seen["content-length"]) == size
+
+    def _check(self, size: int) -> None:
+        count = len(self._parts)
+        if sorted(self._parts) != list(range(1, count + 1)):
+            raise WorkFailed(f"parts of {self._key} are missing: {count} were written, the last is {max(self._parts)}",
+                             remedy="write all parts, then complete")
+        if any(self._parts[number][1] != self._part_size for number in range(1, count)):
+            raise WorkFailed(f"a part of {self._key} other than the last is short")
+        total = sum(length for _, length in self._parts.values())
+        if total != size:
+            raise WorkFailed(f"the parts of {self._key} have {total} bytes, not {size}")
+
+    async def abort(self) -> None:
+        """Remove the object if it is this upload's, then every segment that may have been written.
+
+        Names are deleted though no listing shows them: a request that is still under way on the store is older than its
+        deletion, and the younger wins."""
+        if self._done is not None:
+            return
+        self._ended = True
+        self._parts.clear()
+        if self._asked:
+            seen = await self._store.look(self._key)
+            if seen is not None and seen.get(MADE_BY) == self._id:
+                await self._store.remove(self._key)
+        await self._store.remove_segments(self._base + name for name in sorted(self._tried))
+        await self._store.sweep(self._base)
+
+
+def put_bytes(line: Line, grant: Grant, container: str, name: str, data: Bytes) -> str:
+    """PUT an object with its MD5 in this thread; its ETag. Raises Damaged when it is not the MD5 of what was sent."""
+    etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    line.check()
+    answered = put_object(grant.url, grant.token, container, name, line.body(data) if len(data) else b"",
+                          content_length=len(data), etag=etag, content_type="application/octet-stream", http_conn=line.http)
+    if answered.strip('"').lower() != etag:
+        raise Damaged("the ETag is not the MD5 of what was sent")
+    return etag

@@ -1,4 +1,4 @@
-"""`python -m bench [commands|append|replay|latency|backup ...]`: run, print, exit 1 when a floor is missed."""
+"""`python -m bench [commands|append|replay|latency|backup|incremental ...]`: run, print, exit 1 when a floor is missed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 
 import uvloop
 
-from bench import append, backup, commands, replay
+from bench import append, backup, commands, incremental, replay
 from bench.measure import Result
 from tests.services.postgres import start_postgres
 from tests.services.rabbitmq import start_rabbitmq
 from tests.services.seaweedfs import start_seaweedfs
 
-NAMES = ("append", "commands", "latency", "replay", "backup")
+NAMES = ("append", "commands", "latency", "replay", "backup", "incremental")
 
 
 async def main(names: list[str]) -> int:
@@ -47,10 +47,13 @@ async def main(names: list[str]) -> int:
     finally:
         await postgres.stop()
         postgres.remove()
-    if "backup" in names:
+    if {"backup", "incremental"} & set(names):
         s3 = await asyncio.to_thread(start_seaweedfs)
         try:
-            tell(await backup.run(s3))
+            if "backup" in names:
+                tell(await backup.run(s3))
+            if "incremental" in names:
+                tell(await incremental.run(s3))
         finally:
             s3.kill()
     missed = [result.name for result in found if not result.holds]

@@ -79,5 +79,5 @@ async def run(s3: SeaweedFS) -> Result:
     share = sizes[True] / sizes[False]
     return Result("incremental backup of 16 MiB in 20 GiB to S3", "s", mine, theirs, "our own full backup of the same disk (2 GiB of data)",
                   10, 10, higher_is_better=False, failed=[f"{share:.2%} of the bytes"] if share >= BYTES_SHARE else [], notes=[
-                      f"{sizes[True] / (1 << 20):.1f} MiB against {sizes[False] / (1 << 20):.0f} MiB: {share:.2%} of the bytes (under {BYTES_SHARE:.0%}); "
-                      "256 blocks of 64 KiB at random places; bitmap read, object, manifest"])
+                      (f"{sizes[True] / (1 << 20):.1f} MiB against {sizes[False] / (1 << 20):.0f} MiB: {share:.2%} of the bytes (under {BYTES_SHARE:.0%}); "
+                      "256 blocks of 64 KiB at random places; bitmap read, object, manifest")])

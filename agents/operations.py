@@ -143,7 +143,10 @@ async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, p
     path = tools.primary(order.disk.primary).locate(order.disk.path)
     await tools.hypervisor.drop_snapshot(path, order.tag)
     if isinstance(tools.hypervisor, ChangeTracking):
-        await tools.hypervisor.forget_changes(path, keep=order.keep)
+        if order.keep is None:
+            await tools.hypervisor.forget_changes(path, order.tag)
+        else:
+            await tools.hypervisor.keep_changes(path, order.keep)
     return Result()
 
 

@@ -23,8 +23,8 @@ def zone(directory: Directory, zone_id: UUID | None) -> UUID:
     return next(iter(directory.zones))
 
 
-def image_store(directory: Directory, zone_id: UUID | None) -> Store:
-    """A writable image store that reaches the zone (any, for a whole region). Raises Unavailable."""
+def image_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | None = None) -> Store:
+    """A writable image store that reaches the zone (any, for a whole region), `prefer` if it is one. Raises Unavailable."""
     reach = [store for store in directory.stores.values()
              if store.state == "Ready" and (store.scope == "REGION" or zone_id is None or store.zone_id == zone_id)]
     if not reach:
@@ -33,7 +33,7 @@ def image_store(directory: Directory, zone_id: UUID | None) -> Store:
     if not writable:
         raise Unavailable("every image store here is read-only", field="zoneid",
                           remedy="updateImageStore readonly=false, or add another")
-    return writable[0]
+    return next((store for store in writable if store.spec.id == prefer), writable[0])
 
 
 def primary(directory: Directory, zone_id: UUID) -> tuple[PrimarySpec, str]:

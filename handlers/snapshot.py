@@ -198,15 +198,14 @@ class _Backup:
         return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
 
     def drop(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        """Remove it from the disk, which goes on recording what changes since it."""
+        """Remove it from the disk, which goes on recording what changes since it, and since nothing older."""
         return self._drop_order(context, work_id, attempt, keep=self.state(context).tag)
 
     def untake(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         """Remove it from the disk, which goes on recording what changes since the one before it."""
-        head = self.head(context)
-        return self._drop_order(context, work_id, attempt, keep=head.tag if head else "")
+        return self._drop_order(context, work_id, attempt, keep=None)
 
-    def _drop_order(self, context: Context, work_id: UUID, attempt: int, *, keep: str) -> Order:
+    def _drop_order(self, context: Context, work_id: UUID, attempt: int, *, keep: str | None) -> Order:
         state = self.state(context)
         return DropSnapshot(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
                             reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag, keep=keep)
@@ -261,7 +260,8 @@ class CreateFlow(_Backup):
         assert of.disk is not None
         if len(command.name) > 255:
             raise BadParameter("must have at most 255 characters", field="name")
-        store = placement.image_store(context.directory, of.zone_id)
+        head: SnapshotState | None = context.state(stream(of.head)) if of.head is not None else None
+        store = placement.image_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
         snapshot_id = self.snapshot_id(context)
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
             "the image store is being deleted", field="volumeid", remedy="try again"))

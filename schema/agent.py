@@ -135,11 +135,12 @@ class WriteSnapshot(Order, type="order.write_snapshot"):
 
 
 class DropSnapshot(Order, type="order.drop_snapshot"):
-    """Remove `tag` from the disk, and every record of changes but `keep`. What is absent counts as removed."""
+    """Remove `tag` from the disk, with its record of changes, or with every one but `keep`. What is absent counts as removed."""
 
     disk: DiskRef
     tag: str
-    keep: str = ""
+    keep: str | None = None
+    """The one record that stays; None: only the record of `tag` goes."""
 
 
 # --- orders about orders -------------------------------------------------------------------------------------------

@@ -91,8 +91,11 @@ class ChangeTracking(Protocol):
         """The blocks, at least those, that were written since `track`, in order, whole multiples of GRANULARITY but at the
         disk's end. Raises Untracked when the record is absent, stopped, of another granularity, or was not closed well."""
 
-    async def forget_changes(self, path: str, *, keep: str = "") -> None:
-        """Remove every record of ours but `keep`. Absent ones, or an absent disk, are fine."""
+    async def forget_changes(self, path: str, name: str) -> None:
+        """Remove a record. An absent one, or an absent disk, is fine."""
+
+    async def keep_changes(self, path: str, name: str) -> None:
+        """Remove every record of ours but this one. An absent disk is fine."""
 
 
 class Untracked(WorkFailed):

@@ -195,13 +195,13 @@ class KvmHypervisor:
         async with qemu.export(how) as export:
             return await to_the_end(asyncio.to_thread(_changed, export.socket, name))
 
-    async def forget_changes(self, path: str, *, keep: str = "") -> None:
+    async def forget_changes(self, path: str, name: str) -> None:
         """See ChangeTracking."""
-        if not await asyncio.to_thread(os.path.exists, path):
-            return
-        for name in await _bitmaps(path):
-            if name != keep and name.startswith(TAG):
-                await _bitmap(path, "--remove", name)
+        await _forget(path, lambda found: found == name)
+
+    async def keep_changes(self, path: str, name: str) -> None:
+        """See ChangeTracking."""
+        await _forget(path, lambda found: found != name and found.startswith(TAG))
 
     async def snapshots(self, path: str) -> list[str]:
         """See Hypervisor."""
@@ -234,6 +234,13 @@ def _fault(bitmap: dict[str, Any]) -> str:
 
 async def _bitmap(path: str, *words: str) -> None:
     await qemu.run("qemu-img", "bitmap", *words[:-1], "--image-opts", qemu.image_options(path), words[-1])
+
+
+async def _forget(path: str, goes: Callable[[str], bool]) -> None:
+    """Remove the bitmaps whose name `goes` says yes to."""
+    if await asyncio.to_thread(os.path.exists, path):
+        for name in filter(goes, await _bitmaps(path)):
+            await _bitmap(path, "--remove", name)
 
 
 def _changed(socket: str, name: str) -> list[Extent]:

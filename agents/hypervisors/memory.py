@@ -179,11 +179,16 @@ class MemoryHypervisor:
         return [Extent(offset=page * PAGE, length=min(PAGE, disk.size - page * PAGE), zero=False)
                 for page in sorted(disk.marks[name])]
 
-    async def forget_changes(self, path: str, *, keep: str = "") -> None:
+    async def forget_changes(self, path: str, name: str) -> None:
         """See ChangeTracking."""
         if path in DISKS:
-            for name in [name for name in DISKS[path].marks if name != keep and name.startswith(TAG)]:
-                del DISKS[path].marks[name]
+            DISKS[path].marks.pop(name, None)
+
+    async def keep_changes(self, path: str, name: str) -> None:
+        """See ChangeTracking."""
+        if path in DISKS:
+            for other in [other for other in DISKS[path].marks if other != name and other.startswith(TAG)]:
+                del DISKS[path].marks[other]
 
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""

@@ -355,6 +355,6 @@ class TestKvm(HypervisorContract, ChangeTrackingContract):
                 await device.write(n * MIB, data(CLUSTER, n))
             img("check", "-f", "qcow2", path)
             await kvm.drop_snapshot(path, f"sb-{n}")
-            await kvm.forget_changes(path, keep=f"sb-{n}")
+            await kvm.keep_changes(path, f"sb-{n}")
             img("check", "-f", "qcow2", path)
             assert blocks(await kvm.changed(path, f"sb-{n}")) == {16 * n}

@@ -208,6 +208,19 @@ class TestChain:
             await disk.judge(number)
 
 
+    @pytest.mark.parametrize("disk", ["folder"], indirect=True)
+    async def test_a_snapshot_taken_back_leaves_the_record_of_the_one_before(self, disk: Disk) -> None:
+        await disk.change()
+        await disk.snapshot()
+        await disk.change()
+        await disk.do(TakeSnapshot, disk=disk.ref, tag="sb-x")
+        await disk.change()
+        await disk.do(DropSnapshot, disk=disk.ref, tag="sb-x")
+        assert "sb-x" not in img("info", "-f", "qcow2", disk.path)
+        assert (await disk.snapshot(parent=0)).parent == disk.images[0].key
+        await disk.judge(1)
+
+
 @pytest.mark.needs_qemu
 @pytest.mark.parametrize("disk", ["folder"], indirect=True)
 class TestFull:

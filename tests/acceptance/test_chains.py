@@ -30,6 +30,8 @@ from tests.acceptance.conftest import Place
 MIB = 1 << 20
 LINKS = 20 if int(os.environ.get("STOREBUS_SOAK_N", "0")) else 5
 
+ROUNDS = 20 if LINKS == 20 else 2
+
 
 class Chain:
     """A volume and what its snapshots hold."""
@@ -186,6 +188,35 @@ async def test_a_record_lost_in_between_makes_a_full_one_that_says_so(chain: Cha
         await chain.delete(snapshot)
         await chain.check()
     await chain.place.up.call("deleteVolume", id=chain.volume)
+
+
+async def test_kill_9_at_any_moment_of_a_chain_costs_at_most_a_full_backup(chain: Chain) -> None:
+    """Everything killed while a snapshot is taken, written or dropped, or one is restored: the job goes on after the restart;
+    what is restored is right."""
+    up, made = chain.place.up, [await chain.snapshot()]
+    for _ in range(ROUNDS):
+        await chain.write()
+        expected = await chain.sum(chain.disk)
+        answer = await up.call("createSnapshot", volumeid=chain.volume)
+        restored = await up.call("createVolume", name="r", snapshotid=made[-1], zoneid=chain.place.zone)
+        await asyncio.sleep(chain.dice.random() * 0.5)
+        up.kill()
+        await up.start()
+        assert (await up.end(answer["jobid"]))["jobstatus"] == 1
+        assert (await up.end(restored["jobid"]))["jobstatus"] == 1
+        found = (await up.call("listVolumes", id=restored["id"]))["volume"][0]
+        assert await chain.sum(up.data / "primary" / found["path"]) == chain.sums[made[-1]]
+        await up.call("deleteVolume", id=restored["id"])
+        made.append(answer["id"])
+        chain.sums[answer["id"]] = expected
+        await chain.check()
+    for snapshot in chain.dice.sample(made, len(made)):
+        await chain.restore(snapshot)
+        await chain.delete(snapshot)
+    await chain.check()
+    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", str(chain.disk))
+    await chain.place.up.call("deleteVolume", id=chain.volume)
+    assert chain.place.disks() == set()
 
 
 def words(place: Place, *more: str) -> str:

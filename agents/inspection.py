@@ -2,16 +2,17 @@
 
 Owns the verdict: the sniffed format must be the declared one and no other, nothing in it may point outside of it, and its
 virtual size is capped. The parsing is oslo.utils' format inspector (the one that came out of CVE-2024-32498) and, for what it
-does not look at, the fixed fields of a qcow2 header. Refuses to interpret compressed or textual bodies at all.
+does not look at, `qcow2_header`. Refuses to interpret compressed or textual bodies at all, and to read more than it is fed.
 """
 
 from __future__ import annotations
 
-import struct
+import re
 from typing import Any
 
 from oslo_utils.imageutils import format_inspector
 
+from agents import qcow2_header
 from schema.failure import BadParameter
 from schema.image import ImageFormat
 
@@ -20,24 +21,25 @@ LOOK = 1 << 20
 HEAD = 512
 MAGIC = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip", b"PK\x07\x08": "zip",
     b"7z\xbc\xaf\x27\x1c": "7z", b"\x04\x22\x4d\x18": "lz4", b"LZIP": "lzip", b"\x5d\x00\x00": "lzma", b"\x1f\x9d": "compress",
     b"Rar!\x1a": "rar", b"\x7fELF": "an ELF program", b"%PDF": "PDF",
 }
 DISKS = {
     b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"COWD": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vhd", b"QED\0": "qed",
-    b"LUKS\xba\xbe": "luks",
+    b"LUKS\xba\xbe": "luks", b"Bochs Virtual HD Image": "bochs",
+    b"WithoutFreeSpace": "parallels", b"WithouFreSpacExt": "parallels",
 }
 """Beginnings of disk formats: no raw disk begins so, whether the rest makes sense or not."""
 VDI_AT, VDI = 64, b"\x7f\x10\xda\xbe"
 TAR_AT, TAR = 257, b"ustar"
 TEXT = (b"<!doctype", b"<!--", b"<html", b"<?xml", b"<head", b"<body", b"{", b"# disk descriptorfile", b"#!")
+TAILS = {b"conectix": "vhd", b"koly": "dmg"}
+"""What the last 512 bytes of a format begin with that looks like a raw disk at its front."""
 PARTITIONED = "gpt"
 """A partition table (oslo names MBR so too) is what a raw disk looks like inside."""
-_QCOW2 = struct.Struct(">4sIQIIQIIQQII")
-"""magic, version, backing offset and length, cluster bits, size, encryption, L1 size, L1 offset, refcount table's offset and
-clusters, snapshots."""
-_CORRUPT = 2
-"""Incompatible feature bit 1: qemu itself found it broken."""
+_VMDK_TEXT = re.compile(rb"(?:[ \t]*#[^\n]*\n|[ \t\r]*\n)*version=\d")
+"""A VMDK descriptor as qemu recognises one: comments and empty lines do not matter."""
 
 
 class Inspection:
@@ -46,7 +48,7 @@ class Inspection:
     def __init__(self, declared: ImageFormat, *, max_virtual_size: int) -> None:
         self.declared, self.max_virtual_size = declared, max_virtual_size
         self._seen = 0
-        self._head = b""
+        self._head = self._front = self._tail = b""
         self._inspectors: dict[str, Any] = {
             name: make() for name, make in format_inspector.ALL_FORMATS.items() if name != "raw"}
         self._decided = False
@@ -57,6 +59,9 @@ class Inspection:
         if len(self._head) < HEAD:
             self._head += data[:HEAD - len(self._head)]
             self._look_at_head()
+        if len(self._front) < qcow2_header.FRONT:
+            self._front += data[:qcow2_header.FRONT - len(self._front)]
+        self._tail = (self._tail + data[-HEAD:])[-HEAD:]
         for name, inspector in list(self._inspectors.items()):
             try:
                 inspector.eat_chunk(data)
@@ -68,7 +73,7 @@ class Inspection:
 
     def _look_at_head(self) -> None:
         found = next((name for magic, name in MAGIC.items() if self._head.startswith(magic)), "")
-        if self._head[TAR_AT:TAR_AT + len(TAR)] == TAR:
+        if self._head[TAR_AT:TAR_AT + len(TAR)] == TAR or _is_tar(self._head):
             found = "a tar archive"
         if found:
             raise BadParameter(f"the URL gives {found}, not a {self.declared} image", field="url",
@@ -81,6 +86,8 @@ class Inspection:
         text = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
         if text[:64].lower().startswith(TEXT) or (len(self._head) == HEAD and _is_text(self._head)):
             self._refuse_text()
+        if _VMDK_TEXT.match(self._head):
+            self._refuse_format("vmdk (a descriptor)")
 
     def _refuse_text(self) -> None:
         raise BadParameter(f"the URL gives text (HTML, XML, JSON or a script), not a {self.declared} image", field="url",
@@ -88,7 +95,7 @@ class Inspection:
 
     def _refuse_format(self, what: str) -> None:
         raise BadParameter(f"the image is declared {self.declared} and is {what}", field="format",
-                           remedy="register it with its own format")
+                           remedy=f"register it with its own format: {' or '.join(ImageFormat)}, others are converted first")
 
     def _matches(self) -> list[str]:
         return sorted(name for name, inspector in self._inspectors.items() if inspector.format_match)
@@ -113,43 +120,18 @@ class Inspection:
             raise BadParameter(f"the image cannot be understood: {error}", field="url") from None
         self._cap(int(inspector.virtual_size))
         if self.declared is ImageFormat.QCOW2:
-            self._qcow2()
-
-    def _qcow2(self) -> None:
-        """Fields of the header that must agree with each other."""
-        _, version, _, _, bits, size, crypt, l1_size, _, _, _, _ = _QCOW2.unpack_from(self._head)
-        features = int.from_bytes(self._head[72:80], "big") if version >= 3 else 0
-        length = int.from_bytes(self._head[100:104], "big") if version >= 3 else 72
-        cause = ""
-        if crypt:
-            cause = "it is encrypted"
-        elif features & _CORRUPT:
-            cause = "it is marked as corrupt"
-        elif not 9 <= bits <= 21:
-            cause = f"its header says clusters of 2^{bits} bytes"
-        elif length < (104 if version >= 3 else 72) or length > 1 << bits:
-            cause = f"its header says that it has {length} bytes itself"
-        elif l1_size < -(-size // (1 << (2 * bits - 3))):
-            cause = f"its header says {size} bytes and a table for less"
-        if cause:
-            raise BadParameter(f"the image is not safe to use: {cause}", field="url",
-                               remedy="convert it: qemu-img convert -O qcow2")
-
-    def _whole(self) -> None:
-        """The tables that a qcow2 header points at lie within what came."""
-        _, _, _, _, bits, _, _, l1_size, l1_at, refcounts_at, refcounts, _ = _QCOW2.unpack_from(self._head)
-        ends = l1_at + 8 * l1_size, refcounts_at + (refcounts << bits)
-        if max(ends) > self._seen:
-            raise BadParameter(f"the image is truncated: its tables end at byte {max(ends)}, and {self._seen} bytes came",
-                               field="url", remedy="check the file at its source")
+            qcow2_header.prove_sound(self._front)
 
     def _cap(self, virtual_size: int) -> None:
         if not 0 < virtual_size <= self.max_virtual_size:
             raise BadParameter(f"the image's virtual size is {virtual_size} bytes; 1 to {self.max_virtual_size} are taken",
                                field="url")
 
-    def finish(self) -> int:
-        """The stream has ended: the virtual size. Raises BadParameter when the image cannot be taken."""
+    def finish(self, size: int = 0) -> int:
+        """The stream has ended: the virtual size. Raises BadParameter when the image cannot be taken.
+
+        `size`: bytes of the whole when only its first LOOK bytes were fed, which is enough for any format but raw."""
+        self._seen = max(self._seen, size)
         if self._seen == 0:
             raise BadParameter("the URL gives no bytes at all", field="url")
         if _is_text(self._head):
@@ -161,13 +143,26 @@ class Inspection:
                 del self._inspectors[name]
         self._decide()
         if self.declared is ImageFormat.RAW:
+            for magic, name in TAILS.items():
+                if self._tail.startswith(magic):
+                    self._refuse_format(name)
             size = -(-self._seen // 512) * 512
             self._cap(size)
             return size
-        self._whole()
+        qcow2_header.prove_tables_came(self._front, self._seen)
         return int(self._inspectors[str(self.declared)].virtual_size)
 
 
 def _is_text(head: bytes) -> bool:
     """Nothing but printable ASCII and white space: no disk begins so."""
     return all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head)
+
+
+def _is_tar(head: bytes) -> bool:
+    """A member's header of the oldest kind, which has no magic: its checksum is right."""
+    if len(head) < HEAD or not head[0]:
+        return False
+    said = head[148:156].strip(b" \0")
+    if len(said) < 3 or not set(said) <= set(b"01234567"):
+        return False
+    return int(said, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:])

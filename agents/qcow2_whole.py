@@ -12,7 +12,8 @@ import asyncio
 import struct
 import sys
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from schema.failure import BadParameter, WorkRetryable
@@ -36,6 +37,8 @@ OFFSET = 0x00FFFFFFFFFFFE00
 BLOCK = 0xFFFFFFFFFFFFFE00
 """Those of an entry of the refcount table."""
 COMPRESSED, ZERO = 1 << 62, 1
+RATIO, SMALL = 200, 64 << 20
+"""A disk that reads as more than RATIO times its file, and as more than SMALL bytes, is a bomb: whoever copies it writes that."""
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 
@@ -59,7 +62,7 @@ class _Walk:
 
     def __init__(self, read: Read, size: int) -> None:
         self.read, self.size = read, size
-        self.version = self.bits = self.cluster = 0
+        self.version = self.bits = self.cluster = self.mapped = 0
 
     async def run(self) -> None:
         """All of it."""
@@ -134,15 +137,18 @@ class _Walk:
         if one.entries * 8 > L1_MAX:
             raise self._bad(f"its L1 table has {one.entries} entries")
         reach = 1 << (2 * self.bits - 3)
+        self.mapped = 0
         async for base, table in self._table(one.at, one.entries * 8, "its L1 table"):
             places: dict[int, int] = {}
+            uses: Counter[int] = Counter()
             for number, entry in enumerate(table, base):
                 if at := entry & OFFSET:
                     self._place(at, f"L2 table {number}")
+                    uses[at] += 1
                     places[at] = max(places.get(at, 0), min(reach, one.virtual_size - number * reach))
-            await self._l2(places)
+            await self._l2(places, uses)
 
-    async def _l2(self, places: dict[int, int]) -> None:
+    async def _l2(self, places: dict[int, int], uses: Mapping[int, int]) -> None:
         """The tables, neighbours together."""
         order = sorted(places)
         while order:
@@ -154,12 +160,13 @@ class _Walk:
                     break
             group = group or [first]
             body = await self._bytes(first, group[-1] + self.cluster - first)
-            await asyncio.to_thread(self._data, first, body, [(at, places[at]) for at in group])
+            await asyncio.to_thread(self._data, first, body, [(at, places[at], uses[at]) for at in group])
             order = order[len(group):]
 
-    def _data(self, base: int, body: bytes, tables: list[tuple[int, int]]) -> None:
-        for at, needed in tables:
+    def _data(self, base: int, body: bytes, tables: list[tuple[int, int, int]]) -> None:
+        for at, needed, uses in tables:
             numbers = _numbers(body[at - base:at - base + self.cluster])
+            empty = numbers.count(0)
             for index, entry in enumerate(numbers):
                 if entry & COMPRESSED:
                     self._compressed(entry)
@@ -169,6 +176,17 @@ class _Walk:
                         self._inside(place, max(1, min(self.cluster, needed - index * self.cluster)), "a cluster of data")
                     if place % self.cluster:
                         raise self._bad("a cluster of data does not begin with a cluster")
+
+                elif entry:
+                    empty += 1
+            self._bomb(min((len(numbers) - empty) << self.bits, max(needed, 0)) * uses)
+
+    def _bomb(self, more: int) -> None:
+        """Tables that are named often and clusters that hold next to nothing make a small file a huge disk."""
+        self.mapped += more
+        if self.mapped > max(RATIO * self.size, SMALL):
+            raise BadParameter(f"the image reads as more than {self.mapped} bytes of data and has {self.size} bytes: at most "
+                               f"{RATIO} to 1 is taken", field="url", remedy="convert it: qemu-img convert -O qcow2")
 
     def _compressed(self, entry: int) -> None:
         shift = 62 - (self.bits - 8)

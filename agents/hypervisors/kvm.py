@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from agents import libnbd, qemu
+from agents.gate import prove_disk
 from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
@@ -127,6 +128,7 @@ class KvmHypervisor:
         """See Hypervisor."""
         if format is not ImageFormat.QCOW2:
             raise WorkFailed(f"a disk here is qcow2, not {format}")
+        await prove_disk(path)
         found = await qemu.info(path, "qcow2")
         _refuse(found)
         await qemu.run("qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS))

@@ -231,7 +231,7 @@ class TestKvm(HypervisorContract, ChangeTrackingContract):
                 expected = "backing file"
             case "data file":
                 img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path / 'data'},data_file_raw=on", path, "1M")
-                expected = "another file"
+                expected = "data_file"
             case "not qcow2":
                 Path(path).write_bytes(data(MIB))
                 expected = "qcow2"
@@ -252,7 +252,7 @@ class TestKvm(HypervisorContract, ChangeTrackingContract):
                         file.write(bytes(64))
                     else:
                         file.truncate(6 * CLUSTER)
-                expected = "qemu-img"
+                expected = "qemu-img" if kind == "corrupt" else "truncated"
         with pytest.raises(WorkFailed, match=expected) as refused:
             await hypervisor.adopt(path, format=ImageFormat.QCOW2, grow_to=0)
         assert not isinstance(refused.value, WorkRetryable)

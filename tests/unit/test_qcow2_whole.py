@@ -150,11 +150,16 @@ async def test_what_is_read_is_bounded(qemu: None, tmp_path: Path) -> None:
     assert await judge(bytes(body)) < MIB
     l1_at, = struct.unpack_from(">Q", body, 40)
     entry, = struct.unpack_from(">Q", body, l1_at)
-    many = bytes(body) + struct.pack(">Q", entry) * MIB
-    again = bytearray(many)
-    struct.pack_into(">IQ", again, 36, MIB, len(body))
-    struct.pack_into(">Q", again, 24, MIB << 29)
-    assert await judge(bytes(again), limit=10 * MIB) < 10 * MIB
+    body += bytes(-len(body) % (1 << 16))
+    nothing = len(body)
+    for table, verdict in ((nothing, ""), (entry, "200 to 1")):  # an empty one, and one that makes a huge disk of little data
+        again = body + bytes(1 << 16) + struct.pack(">Q", table) * MIB
+        struct.pack_into(">IQ", again, 36, MIB, nothing + (1 << 16))
+        struct.pack_into(">Q", again, 24, MIB << 29)
+        if verdict:
+            assert verdict in await refused(bytes(again))
+        else:
+            assert await judge(bytes(again), limit=10 * MIB) < 10 * MIB
     struct.pack_into(">I", body, 36, 5 * MIB)
     assert "L1 table" in await refused(bytes(body))
     struct.pack_into(">II", body, 36, 1, 0)

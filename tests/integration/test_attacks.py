@@ -1,0 +1,127 @@
+"""The corpus against the gate and against qemu: refused in words, nothing outside touched, nothing left, memory under its cap."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from agents.download import fetch
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores.memory import MemoryImageStore, bucket
+from agents.url_guard import UrlGuard, parse_allow
+from schema.agent import FetchImage
+from schema.failure import BadParameter, Failed
+from schema.image import ImageFormat, StoreSpec
+from tests.services.http_files import HttpFiles, http_files
+from tests.support.attacks import Attack, Qcow2, Target, corpus, target
+
+MIB = 1 << 20
+CAP = 2 * MIB
+"""Bytes that these downloads may have; the virtual cap is 1 TiB but for raw."""
+MEMORY = 128 * MIB
+"""What all attacks together may add to this process."""
+
+
+@pytest.fixture(scope="module")
+def aim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """What every attack is aimed at."""
+    with target(tmp_path_factory.mktemp("aim")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def attacks(aim: Target) -> dict[str, Attack]:
+    """The corpus."""
+    return corpus(aim)
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[HttpFiles]:
+    """The attacker's web server."""
+    with http_files() as server:
+        yield server
+
+
+async def download(files: HttpFiles, attack: Attack) -> str:
+    """The gate's answer to an attack: what it says, or nothing when the image was taken. Nothing may be left of a refusal."""
+    where = f"memory://{uuid4()}"
+    files.bodies["image"] = attack.body
+    order = FetchImage(
+        job_id=UUID(int=2), work_id=UUID(int=3), agent="a", reply_key="k", url=files.url("file/image"), format=attack.declared,
+        store=StoreSpec(id=UUID(int=1), name="m", provider="memory", url=where, prefix="inst"), key="inst/template/1/image",
+        kind="template", thing_id=UUID(int=4), max_bytes=CAP, max_virtual_size=1 << 40)
+    try:
+        await fetch(order, MemoryImageStore(bucket(where)), UrlGuard(parse_allow(files.allow)), lambda *_: None)
+    except BadParameter as refused:
+        assert refused.failure.field in ("url", "format")
+        assert (bucket(where).objects, bucket(where).uploads) == ({}, {}), "something is left"
+        return refused.failure.text
+    return ""
+
+
+def test_the_corpus_is_large_and_each_file_small(attacks: dict[str, Attack]) -> None:
+    assert len(attacks) >= 150
+    assert max(len(attack.body) for attack in attacks.values()) <= 4 * MIB
+
+
+async def test_every_attack_is_refused_and_touches_nothing(attacks: dict[str, Attack], aim: Target, files: HttpFiles) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wrong = {}
+    aim.touched()
+    for name, attack in attacks.items():
+        said = await download(files, attack)
+        if not said or not re.search(attack.words, said) or aim.touched():
+            wrong[name] = said or "TAKEN"
+    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MEMORY
+    assert all(asked.endswith("/image") for asked, _ in files.asked)
+
+
+async def test_what_is_honest_is_taken(files: HttpFiles) -> None:
+    """The corpus' own builder makes a sound file: what is refused is refused for the lie."""
+    for body in (Qcow2().body(), Qcow2(version=2).body(), Qcow2(extensions=[(0x12345678, b"unknown and harmless")]).body()):
+        assert await download(files, Attack(body, ImageFormat.QCOW2, "")) == ""
+
+
+@pytest.mark.needs_qemu
+async def test_an_object_that_was_swapped_in_the_store_is_refused_before_qemu_reads_it(
+        qemu: None, attacks: dict[str, Attack], aim: Target, tmp_path: Path) -> None:
+    """Whoever can write to the store goes around the download's gate: a disk passes it again before it is adopted."""
+    wrong, disk = {}, tmp_path / "disk.qcow2"
+    aim.touched()
+    for name, attack in attacks.items():
+        if len(attack.body) == 0 or not name.startswith(("qcow2", "bomb", "iso in", "vmdk text")):
+            continue
+        disk.write_bytes(attack.body)
+        try:
+            await KvmHypervisor().adopt(str(disk), format=ImageFormat.QCOW2, grow_to=0)
+        except Failed as refused:
+            if aim.touched():
+                wrong[name] = f"TOUCHED: {refused}"
+        else:
+            wrong[name] = "TAKEN"
+    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+
+
+@pytest.mark.needs_qemu
+async def test_the_eyes_see(qemu: None, attacks: dict[str, Attack], aim: Target, tmp_path: Path) -> None:
+    """The same files do reach the target when qemu-img reads them without a gate."""
+    disk = tmp_path / "disk.qcow2"
+    aim.touched()
+    for name in ("qcow2 data file absolute, raw", "qcow2 backing absolute", "qcow2 backing nbd"):
+        disk.write_bytes(attacks[name].body)
+        process = await asyncio.create_subprocess_exec("qemu-img", "check", str(disk), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        async with asyncio.timeout(30):
+            await process.wait()
+        process = await asyncio.create_subprocess_exec(
+            "qemu-img", "info", "--backing-chain", str(disk), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        async with asyncio.timeout(30):
+            await process.wait()
+        assert aim.touched(), name

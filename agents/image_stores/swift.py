@@ -1,7 +1,7 @@
 """SwiftImageStore: images as static large objects of one container, through python-swiftclient's native API.
 
 It owns the meaning of requests on Swift. It refuses to interpret keys and bytes, and to send, retry or wait: that is the
-client's. Segments lie in a container of their own. A listing may lag behind, so it proposes and a look at the object decides.
+client's. Segments lie apart from all keys, under FOLDER. A listing may lag behind: it proposes, a look at the object decides.
 An upload is unfinished while segments of it exist and no object says that it is made of them.
 """
 
@@ -26,7 +26,7 @@ from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
 from agents.image_stores.swift_settings import SwiftSettings, find_account
-from agents.image_stores.swift_upload import FOLDER, MADE_BY, SwiftUpload, put_bytes
+from agents.image_stores.swift_upload import FOLDER, MADE_BY, SwiftUpload, put_bytes, segments_of
 from agents.image_stores.trouble import Damaged
 from schema.failure import Failed, Refused, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
@@ -138,16 +138,40 @@ class SwiftImageStore:
                 await self._need_container()
                 raise WorkFailed(f"read {key}: the object is absent", remedy="it was deleted or never written") from None
             if status_of(error) == 409:
-                raise WorkFailed(f"read {key}: a segment of the object is missing or was changed",
-                                 field="details.segmentcontainer", remedy="use another copy of the image") from None
+                raise _broken(key) from None
+        except WorkRetryable:  # a segment that is missing a few bytes further on is answered with 500, or cut off
+            if not await self._has_all(self.container, key, offset + len(got), end):
+                raise _broken(key) from None
+            raise
         return bytes(got)  # nothing when all of it lies past the end
+
+    async def _has_all(self, container: str, name: str, start: int, end: int) -> bool:
+        """Whether every segment that a large object has between two offsets is there as its manifest says."""
+        def get(line: Line, grant: Grant) -> Any:
+            headers, body = swift.get_object(grant.url, grant.token, container, name, query_string="multipart-manifest=get",
+                                             http_conn=line.http)
+            return json.loads(body) if headers.get("x-static-large-object") else []
+
+        at = 0
+        for entry in await self.client.ask(f"look at the segments of {name}", get, absent=(404,)) or []:
+            size, (_, inside, segment) = int(entry["bytes"]), entry["name"].split("/", 2)
+            if start < at + size and at < end:
+                if entry.get("sub_slo"):
+                    whole = await self._has_all(inside, segment, start - at, end - at)
+                else:
+                    seen = await self._segment(inside, segment)
+                    whole = seen is not None and seen["etag"].strip('"') == entry["hash"]
+                if not whole:
+                    return False
+            at += size
+        return True
 
     async def put(self, key: str, body: bytes) -> None:
         """One PUT with its MD5; the segments of an object that it replaces go."""
         before = await self.look(key)
         await self.client.ask(f"write {key}", lambda line, grant: put_bytes(line, grant, self.container, key, body), changes=True)
         if before is not None and before.get(MADE_BY):
-            await self.sweep(f"{key}{FOLDER}{before[MADE_BY]}/")
+            await self.sweep(segments_of(key, before[MADE_BY]))
 
     async def begin(self, key: str, *, part_size: int) -> SwiftUpload:
         """Start an upload under a prefix of its own, after removing what all others of this key left."""
@@ -156,7 +180,7 @@ class SwiftImageStore:
             raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
         seen = await self.look(key)
         live = seen.get(MADE_BY, "") if seen is not None else ""
-        await self.sweep(key + FOLDER, keep=f"{key}{FOLDER}{live}/" if live else "")
+        await self.sweep(segments_of(key), keep=segments_of(key, live) if live else "")
         upload = SwiftUpload(self, key, uuid4().hex, part_size)
         await upload.begin()
         return upload
@@ -171,7 +195,7 @@ class SwiftImageStore:
                 changes=True, absent=(404,))
         if seen is not None:
             await self.remove(key)
-        await self.sweep(key + FOLDER)
+        await self.sweep(segments_of(key))
 
     async def remove(self, key: str) -> None:
         """The object without its segments."""
@@ -180,11 +204,11 @@ class SwiftImageStore:
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Pages of `page_size` names."""
-        async for name, size in self._names(self.container, below(prefix)):
+        async for name, size in self._names(self.container, below(prefix), skip="" if prefix else FOLDER):
             yield ObjectInfo(key=name, size=size)
 
-    async def _names(self, container: str, start: str) -> AsyncIterator[tuple[str, int]]:
-        """Name and bytes of everything in a container that starts with the string `start`."""
+    async def _names(self, container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int]]:
+        """Name and bytes of everything in a container that starts with the string `start`, and not with `skip`."""
         marker = ""
         for _ in range(MAX_PAGES):
             def page(line: Line, grant: Grant, after: str = marker) -> Any:
@@ -193,11 +217,14 @@ class SwiftImageStore:
 
             entries = await self.client.ask(f"list {start}", page)
             for entry in entries:
-                if not str(entry.get("name", "/")).endswith("/"):  # what other tools make of folders
-                    yield str(entry["name"]), int(entry["bytes"])
+                name = str(entry.get("name", "/"))
+                if not name.endswith("/") and not (skip and name.startswith(skip)):  # a slash: other tools' folders
+                    yield name, int(entry["bytes"])
             if not entries:
                 return
             following = str(entries[-1].get("name", marker))
+            if skip and following.startswith(skip):
+                following = skip[:-1] + "0"  # the character after the slash: past all of them at once
             if following <= marker:
                 break
             marker = following
@@ -207,15 +234,11 @@ class SwiftImageStore:
 
     async def unfinished(self, prefix: str) -> Sequence[str]:
         """Keys with segments that their object, if there is one, is not made of."""
-        start = below(prefix)
         found: dict[str, dict[str, list[str]]] = {}
-        async for name, _ in self._names(self.segments, start):
-            key, folder, rest = name.partition(FOLDER)
-            if folder and key.startswith(start):
-                names = found.setdefault(key, {}).setdefault(rest.partition("/")[0], [])
-                names[1:] = [name]  # the first and the last are enough to see whether the listing is true
-                if len(names) == 1:
-                    names.append(name)
+        async for name, _ in self._names(self.segments, FOLDER + below(prefix)):
+            key, upload, _number = name.removeprefix(FOLDER).rsplit("/", 2)
+            names = found.setdefault(key, {}).setdefault(upload, [name, name])
+            names[1] = name  # the first and the last are enough to see whether the listing is true
         left: list[str] = []
 
         async def judge(key: str) -> None:
@@ -231,9 +254,12 @@ class SwiftImageStore:
 
     async def has_segment(self, name: str) -> bool:
         """Whether it is there, whatever listings say."""
-        seen = await self.client.ask("look at a segment", lambda line, grant: swift.head_object(
-            grant.url, grant.token, self.segments, name, http_conn=line.http), absent=(404,))
-        return seen is not None
+        return await self._segment(self.segments, name) is not None
+
+    async def _segment(self, container: str, name: str) -> Mapping[str, str] | None:
+        found: Mapping[str, str] | None = await self.client.ask("look at a segment", lambda line, grant: swift.head_object(
+            grant.url, grant.token, container, name, http_conn=line.http), absent=(404,))
+        return found
 
     async def remove_segment(self, name: str) -> None:
         """Delete one; absent is fine."""
@@ -265,6 +291,9 @@ class SwiftImageStore:
         """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""
         if not 1 <= expires_s <= 7 * 86400:
             raise WorkFailed(f"a link of {expires_s} s is outside 1 s to 7 days")
+        if self.segments != self.container and MADE_BY in (await self.look(key) or {}):
+            raise WorkFailed("a link does not open segments in another container", field="details.segmentcontainer",
+                             remedy="leave segmentcontainer out for stores whose images are linked to")
         signing = (await self._signing_keys())[0] or await self._new_key()
         grant = await self.client.grant()
         parts = urlsplit(grant.url)
@@ -305,7 +334,7 @@ class SwiftImageStore:
 
     async def test(self, prefix: str) -> None:
         """Make the containers where they are absent; then the steps every store is asked."""
-        for container, field in ((self.container, "container"), (self.segments, "segmentcontainer")):
+        for container, field in {self.container: "container", self.segments: "segmentcontainer"}.items():
             try:
                 await self._make(container, f"details.{field}")
             except Failed as error:
@@ -355,6 +384,11 @@ async def _capabilities(client: SwiftClient) -> Mapping[str, Any]:
     if info is not None and not isinstance(info.get("slo"), dict):
         raise Refused("this Swift has no static large objects", field="url", remedy="put slo into its proxy's pipeline")
     return info or USUAL
+
+
+def _broken(key: str) -> WorkFailed:
+    return WorkFailed(f"read {key}: a segment of the object is missing or was changed", field="details.segmentcontainer",
+                      remedy="use another copy of the image")
 
 
 async def _each(items: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:

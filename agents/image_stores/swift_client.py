@@ -86,6 +86,7 @@ class Line:
         for scheme in ("http://", "https://"):
             self.talk.request_session.mount(scheme, _Adapter(self))
         self.socket: socket.socket | None = None
+        self._silence_s = silence
         self._halted = threading.Event()
 
     def halt(self) -> None:
@@ -96,9 +97,11 @@ class Line:
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Raises Halted."""
+        """Raises Halted. Called between pieces of a body."""
         if self._halted.is_set():
             raise Halted
+        if self.socket is not None:
+            self.socket.settimeout(self._silence_s)  # urllib3 sends with the time limit of a connect
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> tuple[int, Any, bytes]:
         """Status, headers and body of a request that swiftclient has no function for."""

@@ -33,7 +33,7 @@ class SwiftSettings(BaseModel):
     region: str = Field("", description="Keystone: region of the object store; unset: the first in the catalogue.")
     endpointtype: Literal["public", "internal", "admin"] = Field("public", description="Keystone: which of its addresses.")
     container: str = Field("storebus", description="Container of the images; made when the store is added.")
-    segmentcontainer: str = Field("", description="Container of their segments; unset: the container's name and _segments.")
+    segmentcontainer: str = Field("", description="Container of their segments; unset: the same. Links need the same.")
     storagepolicy: str = Field("", description="Policy of containers that are made; unset: the cluster's own.")
     tempurlsecret: SecretStr | None = Field(None, description="Key that signs links; unset: one is made, and kept in Swift.")
     cafile: str = Field("", description="File with the authorities that sign the certificates of tokens and store.")
@@ -69,14 +69,11 @@ def find_account(spec: StoreSpec, settings: SwiftSettings) -> Account:
     if version == 1 and not path:
         path = "/auth/v1.0"
     container = settings.container
-    segments = settings.segmentcontainer or f"{container}_segments"
+    segments = settings.segmentcontainer or container
     for field, name in (("container", container), ("segmentcontainer", segments)):
         if not name or "/" in name or len(name) > 250:
             raise Refused("a container's name has 1 to 250 characters and no slash", field=f"details.{field}",
                           remedy="correct it")
-    if container == segments:
-        raise Refused("images and segments may not share a container", field="details.segmentcontainer",
-                      remedy="name another one")
     project = settings.project or settings.account
     if version == 3 and not project:
         raise Refused("missing", field="details.project", remedy="name the Keystone project that owns the containers")

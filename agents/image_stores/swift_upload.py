@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from agents.image_stores.swift import SwiftImageStore
 
 log = logging.getLogger(__name__)
-FOLDER = "/.segments/"
-"""Between an object's key and its uploads, in the container of segments."""
+FOLDER = ".segments/"
+"""What names of segments start with; the object's key, the upload and the number follow."""
 MADE_BY = "x-object-meta-storebus-upload"
 """Metadata of an object: the upload whose segments it is made of."""
 BEGUN = "begun"
@@ -37,7 +37,7 @@ class SwiftUpload:
 
     def __init__(self, store: SwiftImageStore, key: str, upload: str, part_size: int) -> None:
         self._store, self._key, self._id, self._part_size = store, key, upload, part_size
-        self._base = f"{key}{FOLDER}{upload}/"
+        self._base = segments_of(key, upload)
         self._parts: dict[int, tuple[str, int]] = {}
         """Number to MD5 and size of each acknowledged part."""
         self._tried: set[str] = {BEGUN}
@@ -93,7 +93,7 @@ class SwiftUpload:
         self._done = ObjectInfo(key=self._key, size=size)
         try:
             await self._store.remove_segment(self._base + BEGUN)
-            await self._store.sweep(self._key + FOLDER, keep=self._base)
+            await self._store.sweep(segments_of(self._key), keep=self._base)
         except Failed as error:  # the object is whole: what another one left is listed as unfinished until it goes
             log.warning("what the predecessor of %s left could not be removed: %s", self._key, error)
         return self._done
@@ -159,6 +159,11 @@ class SwiftUpload:
                 await self._store.remove(self._key)
         await self._store.remove_segments(self._base + name for name in sorted(self._tried))
         await self._store.sweep(self._base)
+
+
+def segments_of(key: str, upload: str = "") -> str:
+    """What the names of an object's segments start with; of one upload's, where it is given."""
+    return f"{FOLDER}{key}/{upload}/" if upload else f"{FOLDER}{key}/"
 
 
 def put_bytes(line: Line, grant: Grant, container: str, name: str, data: Bytes) -> str:

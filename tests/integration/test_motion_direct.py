@@ -23,11 +23,13 @@ from agents.image_stores.base import ImageStore, Limits
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
+from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import manifest_key, read_manifest, verify_object
 from agents.motion.direct import BUFFERS, part_size, read_image, write_image
 from schema.failure import WorkFailed
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from tests.services.s3_fixture import s3_spec
+from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img, make_disk, put_image
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.usefixtures("qemu")]
@@ -46,7 +48,8 @@ async def memory() -> AsyncIterator[MemoryImageStore]:
     yield await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
 
 
-@pytest.fixture(params=["memory", "folder", pytest.param("s3", marks=pytest.mark.needs_s3)])
+@pytest.fixture(params=["memory", "folder", pytest.param("s3", marks=pytest.mark.needs_s3),
+                        pytest.param("swift", marks=pytest.mark.needs_swift)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
     opened: ImageStore
     match request.param:
@@ -55,6 +58,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "folder":
             (tmp_path / "store").mkdir()
             opened = await FolderImageStore.open(spec("folder", f"folder://{tmp_path / 'store'}"), {})
+        case "swift":
+            swift = request.getfixturevalue("swift_server")
+            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
         case _:
             server = request.getfixturevalue("s3_server")
             opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})

@@ -76,7 +76,8 @@ async def write_delta(device: BlockDevice, changed: Sequence[Extent], parent: Im
                       workers: int = WORKERS) -> ImageRef:
     """Write what `changed` says of the device to `key` as a delta of `parent`, with its manifest.
 
-    Raises what the store raises; nothing is left then."""
+    The layout belongs to this one try: when the same order is done again, the disk may have been written meanwhile and more of
+    it be marked, so parts of two tries do not fit together. Raises what the store raises; nothing is left then."""
     progress("scan", 0, 0)
     extents = await device.extents()
     layout = await asyncio.to_thread(delta_layout, device.size, extents, changed, backing_name(key, parent.key))

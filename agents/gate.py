@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
+
+from oslo_utils.imageutils import format_inspector
 
 from agents.inspection import LOOK, Inspection
 from agents.qcow2_whole import prove_whole
@@ -18,6 +21,9 @@ from schema.image import ImageFormat
 
 MAX_VIRTUAL = 64 << 40
 """Bytes of the largest disk that is adopted."""
+
+LIKE_RAW = frozenset({"raw", "gpt", "iso"})
+"""What oslo tells apart and qemu reads as raw bytes."""
 
 
 async def prove_disk(path: str) -> int:
@@ -36,6 +42,22 @@ async def prove_disk(path: str) -> int:
     finally:
         os.close(descriptor)
     return virtual
+
+
+async def driver_of(path: str) -> str:
+    """qemu's name of the format that a file of the operator's own has, so that nothing need guess it.
+
+    Raises WorkFailed when it is not safe to be read, whatever it is."""
+    try:
+        found = await in_thread(format_inspector.detect_file_format, path)
+        name = str(found) if found is not None else "raw"
+        if found is not None and name not in LIKE_RAW:
+            found.safety_check()
+    except (format_inspector.ImageFormatError, format_inspector.SafetyCheckFailed) as error:
+        raise WorkFailed(f"{Path(path).name} is refused: {error}", remedy="give another image") from None
+    if name == ImageFormat.QCOW2:
+        await prove_disk(path)
+    return "raw" if name in LIKE_RAW else {"vhd": "vpc"}.get(name, name)
 
 
 def _look(descriptor: int) -> tuple[int, int]:

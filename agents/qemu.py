@@ -1,8 +1,8 @@
 """qemu's programs: argument lists, explicit formats, resource limits, and an end that comes with ours.
 
-Owns how they are started, waited for and stopped. Refuses to guess a format and to use a shell. Every program is started
-through util-linux's `setpriv` and `prlimit`, so that nothing of ours runs between fork and exec: it dies when this process
-does (PR_SET_PDEATHSIG), and an image is never held by something nobody remembers.
+Owns how they are started, waited for and stopped; nobody else starts one. Refuses to guess a format and to use a shell. Every
+program runs in `sandbox`: it dies when this process does (PR_SET_PDEATHSIG), and an image is never held by something nobody
+remembers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents import sandbox
 from agents.primary_stores.base import FULL
 from agents.uninterrupted import to_the_end
 from schema.failure import Unavailable, WorkFailed, WorkRetryable
 
 INSTALL = "apt-get install --no-install-recommends qemu-utils qemu-system-common"
-LOOK_BYTES = 1 << 30
-"""Address space of a program that looks at an image somebody else made."""
 LOOK_S, CHECK_S = 30, 300
 """Processor seconds to look at an image, to check all of its tables."""
 RUN_S = 900.0
@@ -47,16 +46,14 @@ def installed() -> list[str]:
     return [name for name in ("qemu-img", "qemu-nbd", "qemu-storage-daemon") if shutil.which(name) is None]
 
 
-async def _start(arguments: Sequence[str], *, look_s: int = 0, output: bool = False) -> asyncio.subprocess.Process:
-    wrap = ["setpriv", "--pdeathsig", "KILL"]
-    if look_s:
-        wrap += ["prlimit", f"--as={LOOK_BYTES}", f"--cpu={look_s}", "--core=0"]
+async def _start(arguments: Sequence[str], *, memory: int, seconds: int = 0, output: bool = False) -> asyncio.subprocess.Process:
     for program in ("setpriv", "prlimit", arguments[0]):
         if shutil.which(program) is None:
             raise Unavailable(f"{program} is not installed", field="qemu", remedy=f"{INSTALL} util-linux")
+    words = await asyncio.to_thread(sandbox.wrapped, arguments, memory=memory, seconds=seconds)
     pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     return await to_the_end(asyncio.create_subprocess_exec(
-        *wrap, *arguments, stdin=none, stdout=pipe if output else none, stderr=pipe), undo=_kill)
+        *words, stdin=none, stdout=pipe if output else none, stderr=pipe), undo=_kill)
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
@@ -67,12 +64,13 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def run(*arguments: str, look_s: int = 0, accept: Collection[int] = (0,)) -> str:
-    """Run a program to its end; its output. With `look_s` it has that many processor seconds and LOOK_BYTES of memory.
+    """Run a program to its end; its output. With `look_s` it has that many processor seconds and little memory.
 
     Raises WorkFailed with its own words when it ends otherwise than `accept` says, WorkRetryable when the disk is locked or
     the program does not end. Cancelled, it is killed and waited for.
     """
-    process = await _start(arguments, look_s=look_s, output=True)
+    process = await _start(arguments, memory=sandbox.LOOK_BYTES if look_s else sandbox.RUN_BYTES,
+                           seconds=look_s or int(RUN_S), output=True)
     try:
         async with asyncio.timeout(RUN_S):
             out, err = await process.communicate()
@@ -97,6 +95,12 @@ def failed(program: str, said: str, status: int = 1) -> WorkFailed:
         return WorkFailed(f"{program} needs more memory or time than looking at an image may take ({text or status})",
                           remedy="convert the image with qemu-img convert before it is registered")
     return WorkFailed(f"{program}: {text or f'ended with {status}'}")
+
+
+async def version() -> str:
+    """What qemu-img says of itself."""
+    process = await asyncio.create_subprocess_exec("qemu-img", "--version", stdout=asyncio.subprocess.PIPE)
+    return (await process.communicate())[0].decode(errors="replace")
 
 
 async def info(path: str, form: str) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def _remove_stale(base: Path) -> None:
 async def export(arguments: Arguments) -> AsyncIterator[Export]:
     """Run an exporting program while this is open. Raises Unavailable, WorkRetryable and WorkFailed."""
     async with _private_folder() as folder:
-        one = Export(await _start(arguments(folder)), folder)
+        one = Export(await _start(arguments(folder), memory=sandbox.SERVE_BYTES), folder)
         try:
             await one.ready()
             yield one

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agents import qemu, sandbox
 from api.cli_target import api_url, dsn
 from api.output import Output
 from api.settings import Settings
@@ -83,9 +84,11 @@ async def _qemu(settings: Settings) -> Finding:
     if missing:
         return Finding("fault", f"{', '.join(missing)} not found: no volume can be made here",
                        f"apt-get install {' '.join(sorted({QEMU[tool] for tool in missing}))}")
-    process = await asyncio.create_subprocess_exec("qemu-img", "--version", stdout=asyncio.subprocess.PIPE)
-    text, _ = await process.communicate()
-    return Finding("ok", text.decode(errors="replace").split("\n")[0])
+    text = (await qemu.version()).split("\n")[0]
+    if not await asyncio.to_thread(sandbox.isolated):
+        return Finding("warning", f"{text}; its programs share this host's network: namespaces are not allowed here",
+                       "allow `unshare --net` (as root), or unprivileged user namespaces")
+    return Finding("ok", text)
 
 
 async def _libnbd(settings: Settings) -> Finding:

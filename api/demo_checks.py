@@ -18,6 +18,7 @@ from uuid import UUID
 from rich.markup import escape
 from rich.tree import Tree
 
+from agents import qemu
 from agents.hypervisors.kvm import KvmHypervisor
 from api.demo_image import tool
 from api.demo_s3 import SeaweedFS
@@ -46,10 +47,8 @@ async def change(disk: Path) -> None:
 
 
 async def _compare(one: Path, other: Path) -> bool:
-    process = await asyncio.create_subprocess_exec(
-        "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(one), str(other),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
-    return await process.wait() == 0
+    said = await qemu.run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(one), str(other), accept=(0, 1))
+    return "identical" in said
 
 
 async def same_content(image: Path, disk: Path) -> None:
@@ -67,7 +66,7 @@ async def differs(image: Path, disk: Path) -> None:
 async def file_system(disk: Path, folder: Path) -> None:
     """The disk's file system is clean (skipped when the image given is not one ext4 file system)."""
     raw = folder / "check.raw"
-    await tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(raw))
+    await qemu.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(raw))
     try:
         with raw.open("rb") as file:
             file.seek(1024 + 56)

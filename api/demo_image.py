@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import random
 import shutil
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from agents import gate, qemu
 from schema.failure import WorkFailed
 
 DISK = 256 << 20
@@ -58,18 +58,18 @@ async def build_image(given: str, folder: Path) -> DiskImage:
     target = folder / "disk.qcow2"
     if given:
         source = await _fetch(given, folder / "given") if "://" in given else Path(given)
-        kind = json.loads(await tool("qemu-img", "info", "--output=json", str(source)))["format"]
-        await tool("qemu-img", "convert", "-f", kind, "-O", "qcow2", str(source), str(target))
+        kind = await gate.driver_of(str(source))
+        await qemu.run("qemu-img", "convert", "-f", kind, "-O", "qcow2", str(source), str(target))
     else:
         raw = folder / "disk.raw"
         tree = await asyncio.to_thread(_documents, folder / "tree")
         with raw.open("wb") as file:
             file.truncate(DISK)
         await tool("mkfs.ext4", "-q", "-F", "-L", "storebus", "-d", str(tree), str(raw))
-        await tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(target))
+        await qemu.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(target))
         await asyncio.to_thread(shutil.rmtree, tree)
         raw.unlink()
-    info = json.loads(await tool("qemu-img", "info", "-f", "qcow2", "--output=json", str(target)))
+    info = await qemu.info(str(target), "qcow2")
     digest = await asyncio.to_thread(_sha256, target)
     return DiskImage(path=target, size=target.stat().st_size, virtual_size=info["virtual-size"], sha256=digest)
 

@@ -12,9 +12,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agents import qemu as programs
+from agents import sandbox
 from agents.download import fetch
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.memory import MemoryImageStore, bucket
+from agents.motion.delta import read_chain
+from agents.motion.direct import write_image
 from agents.url_guard import UrlGuard, parse_allow
 from schema.agent import FetchImage
 from schema.failure import BadParameter, Failed
@@ -125,3 +129,44 @@ async def test_the_eyes_see(qemu: None, attacks: dict[str, Attack], aim: Target,
         async with asyncio.timeout(30):
             await process.wait()
         assert aim.touched(), name
+
+
+@pytest.mark.needs_qemu
+async def test_what_serves_a_disk_is_limited_and_alone(qemu: None, tmp_path: Path) -> None:
+    """Asked of the kernel while the program runs: limits, network, privileges."""
+    disk = str(tmp_path / "disk.qcow2")
+    await KvmHypervisor().create(disk, MIB)
+    async with programs.export(programs.daemon(disk, "qcow2", writable=True, connections=1)) as export:
+        about = Path("/proc") / str(export.process.pid)
+        assert (about / "comm").read_text().startswith("qemu-storage")
+        limits = {line[:26].strip(): line[26:].split()[0] for line in (about / "limits").read_text().splitlines()[1:]}
+        assert (limits["Max address space"], limits["Max core file size"]) == (str(sandbox.SERVE_BYTES), "0")
+        status = dict(line.split(":\t", 1) for line in (about / "status").read_text().splitlines() if ":\t" in line)
+        assert status["NoNewPrivs"] == "1"
+        assert int(status["CapEff"], 16) & ~2 == int(status["CapBnd"], 16) & ~2 == 0, "nothing but CAP_DAC_OVERRIDE"
+        if not sandbox.isolated():
+            pytest.skip("this host allows no network namespace: `unshare --net` as root, or unprivileged user namespaces")
+        assert (about / "ns" / "net").readlink() != Path("/proc/self/ns/net").readlink()
+        assert [line.split(":")[0].strip() for line in (about / "net" / "dev").read_text().splitlines()[2:]] == ["lo"]
+
+
+@pytest.mark.needs_qemu
+async def test_what_a_guest_wrote_is_data_and_never_a_header(qemu: None, attacks: dict[str, Attack], aim: Target, tmp_path: Path) -> None:
+    """A qcow2 that leads outside, written by the guest from its first sector: backed up, restored and adopted untouched."""
+    guest = attacks["qcow2 data file absolute, raw"].body
+    disk, restored, hypervisor = str(tmp_path / "disk.qcow2"), str(tmp_path / "restored.qcow2"), KvmHypervisor()
+    await hypervisor.create(disk, MIB)
+    async with hypervisor.open(disk, writable=True) as device:
+        await device.write(0, guest)
+        await device.flush()
+    aim.touched()
+    await hypervisor.take_snapshot(disk, "t")
+    store = MemoryImageStore(bucket(f"memory://{uuid4()}"))
+    async with hypervisor.open(disk, tag="t") as device:
+        image = await write_image(device, store, store_id=uuid4(), key="k", kind="snapshot", thing_id=uuid4(), job_id=uuid4(), work="w",
+                                  installation="i", progress=lambda *_: None, workers=1)
+    await read_chain(store, [image], restored, hypervisor=hypervisor, progress=lambda *_: None)
+    assert await hypervisor.adopt(restored, format=ImageFormat.QCOW2, grow_to=0) == MIB
+    async with hypervisor.open(restored) as device:
+        assert bytes(await device.read(0, len(guest))) == guest
+    assert not aim.touched()

@@ -1,0 +1,79 @@
+"""The sandbox that qemu's programs run in: limits, no network, no privileges, no life without their parent.
+
+Owns the words in front of a program's command line (util-linux's prlimit, unshare, setpriv, so that nothing of ours runs between
+fork and exec) and the rule that a format is always said. Refuses to start anything but its own probe. Where the host forbids
+namespaces the rest still holds, and `isolated` says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+
+LOOK_BYTES, RUN_BYTES, SERVE_BYTES = 1 << 30, 4 << 30, 16 << 30
+"""Address space of a program that looks at an image, of one that changes one, and of one that serves (64 threads of its own)."""
+FILES = 1024
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+"""How qemu recognises a pseudo-protocol where a file's name is expected."""
+_TWO = {"convert": "-O", "compare": "-F"}
+"""The option that says the second format of those that have two."""
+_PRIVILEGES = ["--inh-caps=-all", "--bounding-set=-all,+dac_override"]
+"""A disk may belong to the hypervisor's own user: that much of root is kept."""
+_END = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
+
+
+@functools.cache
+def isolated() -> bool:
+    """Whether this host lets a program be put into a network of its own. Blocking, once."""
+    try:
+        probe = [*_isolation(), *_last(), "true"]
+        return subprocess.run(probe, check=False, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _isolation() -> list[str]:
+    return ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-current-user", "--net"]
+
+
+def _last() -> list[str]:
+    return [*_END, *_PRIVILEGES] if os.geteuid() == 0 else _END
+
+
+def wrapped(arguments: Sequence[str], *, memory: int, seconds: int = 0) -> list[str]:
+    """The command line inside the sandbox, `memory` bytes of address space, `seconds` of processor (0: as long as it serves).
+
+    Raises ValueError for one that would leave a format to be guessed or a name to be taken for a protocol: a mistake of ours."""
+    refuse_guessing(arguments)
+    limits = ["prlimit", f"--as={memory}", "--core=0", f"--nofile={FILES}:{FILES}", *([f"--cpu={seconds}"] if seconds else [])]
+    if isolated():
+        return [*limits, *_isolation(), *_last(), *arguments]
+    return [*limits, *_END, *arguments]
+
+
+def refuse_guessing(arguments: Sequence[str]) -> None:
+    """Raises ValueError unless every image on this command line comes with its format."""
+    program, said = arguments[0], set(arguments)
+    wrong = ""
+    if program == "qemu-storage-daemon":
+        nodes = [json.loads(value) for option, value in itertools.pairwise(arguments) if option == "--blockdev"]
+        wrong = "" if nodes and all(node.get("driver") for node in nodes) else "each --blockdev names its driver"
+    elif program in ("qemu-img", "qemu-nbd"):
+        second = _TWO.get(arguments[1])
+        if not said & {"-f", "--image-opts"}:
+            wrong = "the format is said by -f or --image-opts"
+        elif "--image-opts" in said and not any(value.startswith("driver=") for value in arguments):
+            wrong = "--image-opts names the driver"
+        elif (second and second not in said) or ("-b" in said and program == "qemu-img" and "-F" not in said):
+            wrong = "the second format is said too"
+        elif any(_PROTOCOL.match(value) for value in arguments[1:]):
+            wrong = "a file's name is a path"
+    else:
+        wrong = "only qemu's programs run here"
+    if wrong:
+        raise ValueError(f"{program}: {wrong}")

@@ -78,6 +78,8 @@ class Line:
         silence = settings.sockettimeout / 1000
         self.http = http_connection(url, cacert=settings.cafile or None, insecure=settings.insecure,
                                     timeout=(settings.connectiontimeout / 1000, silence))
+        if settings.insecure:  # the operator said so; it is not repeated at each request
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self.talk: Any = self.http[1]
         self.talk.request_session.trust_env = False
         self.talk.requests_args["allow_redirects"] = False

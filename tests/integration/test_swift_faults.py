@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from tests.services.swift import SwiftServer
 from tests.services.swift_fixture import swift_server, swift_spec
 from tests.services.swift_processes import SEGMENTS
 from tests.support.keystone import DEFAULT, OTHER, keystone
+from tests.support.tls import behind_tls, certificate
 
 __all__ = ["swift_server"]
 pytestmark = pytest.mark.needs_swift
@@ -334,6 +336,25 @@ async def test_keystone_by_a_double(swift_server: SwiftServer, key: str) -> None
             with pytest.raises(Refused) as refused:
                 await SwiftImageStore.open(other, {"key": swift_server.key})
             assert refused.value.failure.field == field
+
+
+async def test_tls_is_verified_and_a_token_never_leaves_it(swift_server: SwiftServer, key: str, tmp_path: Path) -> None:
+    authority, server = await asyncio.to_thread(certificate, tmp_path)
+    async with keystone(swift_server) as double, behind_tls(swift_server.endpoint, server) as safe, \
+            behind_tls(double.url, server) as entry:
+        double.storage = f"{safe}/v1/AUTH_{swift_server.account}"
+        spec = swift_spec(swift_server, url=f"{entry}/v3", prefix=key, projectdomain=OTHER, region="north")
+        for details in ({"cafile": str(authority)}, {"insecure": "true"}):
+            store = await SwiftImageStore.open(spec.model_copy(update={"details": spec.details | details}), {"key": swift_server.key})
+            await store.test(key)
+            await store.aclose()
+        with pytest.raises(Refused, match="not trusted") as refused:
+            await SwiftImageStore.open(spec, {"key": swift_server.key})
+        assert (refused.value.failure.field, "cafile" in refused.value.failure.remedy) == ("url", True)
+        trusting = spec.model_copy(update={"details": spec.details | {"cafile": str(authority)}})
+        double.storage = ""  # Swift's own address, without TLS
+        with pytest.raises(Refused, match="without"):
+            await SwiftImageStore.open(trusting, {"key": swift_server.key})
 
 
 # --- what vanishes ----------------------------------------------------------------------------------------------------------

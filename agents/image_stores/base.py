@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -41,20 +41,55 @@ class Limits:
     """True when parts of zeros need not be written (a file with holes)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartInfo:
+    """A part of an unfinished upload, as the store states it."""
+
+    size: int
+    """Bytes."""
+    etag: str
+    """What the store knows this content by: compared for equality with what it said when it acknowledged the part."""
+
+
 class Upload(Protocol):
     """One object being written in parts of one size (the last may be shorter). Invisible until completed."""
 
-    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo | None:
         """Write part `number` (from 1), in any order, several at once. Returns when the store acknowledged it, its
         integrity checked by the store (SHA-256, Content-MD5, ETag) or re-read. May be sent twice.
 
-        `sha256`: the hex SHA-256 of `data` where the caller has it already; what is stored then has it."""
+        `sha256`: the hex SHA-256 of `data` where the caller has it already; what is stored then has it.
+        A store with resume_upload answers what its listing of this part will say."""
 
     async def complete(self, size: int) -> ObjectInfo:
         """Make the object visible whole; `size` is its length in bytes."""
 
     async def abort(self) -> None:
         """Leave nothing behind. Also after a failure of `complete`."""
+
+
+class ResumedUpload(Upload, Protocol):
+    """An upload that an earlier process began. Each part of the object is either kept or written again; other parts of it
+    that happen to be there do not count."""
+
+    async def parts(self) -> Mapping[int, PartInfo]:
+        """What the store has of it now, by part number. A store that can see that a part is damaged leaves it out."""
+
+    async def keep(self, number: int, *, sha256: str) -> None:
+        """Count this part as written. `sha256` is what the caller knows it by: a store may want it again to complete.
+        Raises WorkFailed when the store does not have the part."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """What a store with the capability resume_upload has beside the methods of ImageStore."""
+
+    async def resume(self, key: str, *, part_size: int) -> ResumedUpload | None:
+        """The one unfinished upload of exactly this key, its parts kept since whoever wrote them died.
+
+        None when there is none, when there are several, when its writer kept no account of it, or when what it holds
+        cannot have been written in parts of `part_size`: then `begin`, which ends it. Only for a caller that knows the
+        earlier writer to be dead: two writers of one upload are not kept apart by every store."""
 
 
 class ImageStore(Protocol):
@@ -65,7 +100,8 @@ class ImageStore(Protocol):
     SCOPE: ClassVar[str]
     """ZONE or REGION: how far one store reaches."""
     CAPABILITIES: ClassVar[frozenset[str]]
-    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5. With presigned_get the store also has
+    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5, resume_upload (see Resumable).
+    With presigned_get the store also has
     `async def presign(self, key: str, expires_s: int) -> str`: a link by which anyone may get the object for a while."""
     Settings: ClassVar[type[BaseModel]]
     """The `details` it takes; secret ones are pydantic SecretStr (so `format: password` in the schema)."""

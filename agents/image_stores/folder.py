@@ -1,9 +1,10 @@
 """FolderImageStore: images as files below a directory that somebody mounted, by NFS's rules.
 
-It owns the layout: object `a/b/c` is the file `a/b/c`; an unfinished one is `a/b/.c.<id>.unfinished`; the sentinel
-`.storebus-mount` lies in the root since the store was added, and an operation that does not find it is refused, so that
-an empty mount point is never filled. It refuses to believe in locks, links and the page cache: a file appears by rename
-after fsync, parts are synced and read again, and no key leads outside. Not claimed to be NFS until run on such a mount.
+It owns the layout: object `a/b/c` is the file `a/b/c`; an unfinished one is `a/b/.c.<id>.unfinished`, beside which
+`.c.<id>.parts` says what of it is synced; the sentinel `.storebus-mount` lies in the root since the store was added, and an
+operation that does not find it is refused, so that an empty mount point is never filled. It refuses to believe in locks, links
+and the page cache: a file appears by rename after fsync, parts are synced and read again, and no key leads outside. Not claimed
+to be NFS until run on such a mount.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.image_stores.base import Bytes, Limits, ObjectInfo
+from agents.image_stores.base import Limits, ObjectInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.folder_disk import Disk
+from agents.image_stores.folder_upload import SUFFIX, FolderUpload, check_names, mark_of, object_of, split_key
 from agents.image_stores.probe import probe
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
 
 T = TypeVar("T")
 SENTINEL = ".storebus-mount"
-SUFFIX = ".unfinished"
 PAGE = 1000
 _TRIES = 50
 _ROOT = os.O_RDONLY | os.O_DIRECTORY
@@ -52,7 +53,7 @@ class FolderImageStore:
 
     PROVIDER: ClassVar[str] = "folder"
     SCOPE: ClassVar[str] = "ZONE"
-    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts"})
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = FolderSettings
 
     def __init__(self, root: Path, disk: Disk) -> None:
@@ -110,7 +111,7 @@ class FolderImageStore:
 
     async def put(self, key: str, body: bytes) -> None:
         """An upload of one part."""
-        upload = await self.begin(key, part_size=max(1, len(body)))
+        upload = await self._begin(key, max(1, len(body)), recorded=False)
         try:
             if body:
                 await upload.part(1, body)
@@ -120,11 +121,35 @@ class FolderImageStore:
             raise
 
     async def begin(self, key: str, *, part_size: int) -> FolderUpload:
-        """Make the unfinished file, after removing those of earlier uploads of this key."""
+        """Make the unfinished file and its record, after removing those of earlier uploads of this key."""
+        return await self._begin(key, part_size, recorded=True)
+
+    async def resume(self, key: str, *, part_size: int) -> FolderUpload | None:
+        """Open the unfinished file by a new name, so that who had it before can no longer publish it."""
+        path, name = split_key(key)
+        made: list[FolderUpload] = []
+
+        def take() -> None:
+            with self.mounted() as root, self.disk.folder(root, path) as folder:
+                found = [one for one in self.disk.names(folder) if object_of(one) == name and one.endswith(SUFFIX)]
+                if len(found) == 1:
+                    mark = f"{mark_of(name)}{uuid4().hex}{SUFFIX}"
+                    upload = FolderUpload.take_up(self, key, found[0], mark, folder, part_size)
+                    made.extend([upload] if upload else [])
+
+        try:
+            with suppress(FileNotFoundError):
+                await self.run(f"resume {key}", take, absent=True)
+        except asyncio.CancelledError:
+            await _drop(made)
+            raise
+        return made[0] if made else None
+
+    async def _begin(self, key: str, part_size: int, *, recorded: bool) -> FolderUpload:
         path, name = split_key(key)
         if part_size < 1:
             raise WorkFailed(f"parts of {part_size} bytes")
-        mark = f"{_mark(name)}{uuid4().hex}{SUFFIX}"
+        mark = f"{mark_of(name)}{uuid4().hex}{SUFFIX}"
 
         made: list[FolderUpload] = []
 
@@ -135,6 +160,8 @@ class FolderImageStore:
                         self._end(name, folder)
                         handle = self.disk.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, folder)
                         made.append(FolderUpload(self, key, mark, handle, part_size))
+                        if recorded:
+                            made[0].record(folder)
                         return
                 except FileNotFoundError:  # a delete removed the directory while it was still empty
                     if not left:
@@ -142,15 +169,15 @@ class FolderImageStore:
 
         try:
             await self.run(f"begin {key}", make)
-        except asyncio.CancelledError:
-            for upload in made:
-                await upload.drop()
+        except BaseException:
+            await _drop(made)
             raise
-        return made[0]
+        await _drop(made[:-1])
+        return made[-1]
 
     def _end(self, name: str, folder: int) -> None:
         """Remove the unfinished files of an object. A writer that still has one open can no longer publish it."""
-        for found in [found for found in self.disk.names(folder) if _object_of(found) == name]:
+        for found in [found for found in self.disk.names(folder) if object_of(found) == name]:
             with suppress(FileNotFoundError):
                 self.disk.unlink(found, folder)
 
@@ -191,7 +218,7 @@ class FolderImageStore:
     async def unfinished(self, prefix: str) -> Sequence[str]:
         """Objects that have an unfinished file."""
         found = {"/".join((*path, object_name)) async for path, name, _ in self._files(prefix)
-                 if (object_name := _object_of(name))}
+                 if (object_name := object_of(name))}
         return sorted(found)
 
     async def _files(self, prefix: str) -> AsyncIterator[tuple[Sequence[str], str, int]]:
@@ -261,8 +288,8 @@ class FolderImageStore:
                                     field="url", remedy="mount it on this agent's host") from None
             yield root
 
-    async def run(self, action: str, call: Callable[[], T], *, changes: bool = False) -> T:
-        """Run in a thread; an OSError becomes the failure that an operator understands.
+    async def run(self, action: str, call: Callable[[], T], *, changes: bool = False, absent: bool = False) -> T:
+        """Run in a thread; an OSError becomes the failure that an operator understands (not FileNotFoundError if `absent`).
 
         When cancelled, waits for the thread: whoever cleans up next must not race with it.
         """
@@ -275,150 +302,16 @@ class FolderImageStore:
                 task.exception()  # looked at, so that asyncio does not complain about it
             raise
         except OSError as error:
+            if absent and isinstance(error, FileNotFoundError):
+                raise
             raise explain(error, action, changes=changes) from error
 
 
-class FolderUpload:
-    """An unfinished file, open."""
-
-    def __init__(self, store: FolderImageStore, key: str, mark: str, handle: int, part_size: int) -> None:
-        self._store, self._disk, self._key, self._mark = store, store.disk, key, mark
-        self._handle: int | None = handle
-        self._part_size = part_size
-        self._end = 0
-        """Where the furthest part ends."""
-        self._done: ObjectInfo | None = None
-        self._busy = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._asked = self._broken = False
-
-    @contextmanager
-    def _using(self) -> Iterator[int]:
-        """The handle, which stays open as long as somebody uses it. A file whose sync failed is not used again."""
-        if self._handle is None or self._broken:
-            why = "a write failed before" if self._broken else "it was ended"
-            raise WorkFailed(f"the upload of {self._key} cannot go on: {why}", remedy="begin again")
-        self._busy += 1
-        self._idle.clear()
-        try:
-            yield self._handle
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
-
-    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
-        """pwrite, sync, and read again from below the page cache where the system allows it."""
-        if number < 1 or not 0 < len(data) <= self._part_size:
-            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
-        view, offset = memoryview(data).cast("B"), (number - 1) * self._part_size
-
-        def write(handle: int) -> None:
-            self._disk.write_all(handle, view, offset)
-            try:
-                self._disk.fdatasync(handle)
-            except OSError:
-                self._broken = True  # the kernel forgets what it could not write: a second sync would lie
-                raise
-            self._disk.forget(handle, offset, len(view))
-            if self._disk.read_all(handle, len(view), offset) != view:
-                raise WorkRetryable(f"write part {number} of {self._key}: it was read back changed",
-                                    remedy="check the disk and the memory of this agent's host")
-
-        with self._using() as handle:
-            await self._store.run(f"write part {number} of {self._key}", lambda: write(handle))
-        self._end = max(self._end, offset + len(view))
-
-    async def complete(self, size: int) -> ObjectInfo:
-        """Set the size, sync, rename, sync the directory."""
-        if self._done is not None:
-            return self._done
-        if not self._end <= size:
-            raise WorkFailed(f"the parts of {self._key} end at byte {self._end}, after its size of {size}")
-        path, name = split_key(self._key)
-
-        def publish(handle: int) -> ObjectInfo:
-            try:
-                self._disk.truncate(handle, size)
-                self._disk.fsync(handle)
-            except OSError:
-                self._broken = True
-                raise
-            with self._store.mounted() as root, self._disk.folder(root, path) as folder:
-                self._disk.replace(self._mark, name, folder)
-                self._disk.fsync(folder)
-                return ObjectInfo(key=self._key, size=self._disk.stat(name, folder).st_size)
-
-        with self._using() as handle:
-            self._asked = True
-            try:
-                info = await self._store.run(f"complete {self._key}", lambda: publish(handle), changes=True)
-            except Unknown as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    self._asked = False  # nothing that is visible is ours
-                    raise WorkFailed(f"the upload of {self._key} was ended by another", remedy="begin again") from None
-                raise
-        self._done = info
-        await self._release()
-        return info
-
-    async def abort(self) -> None:
-        """Remove the unfinished file; after a failed completion also the object."""
-        if self._done is not None:
-            return
-        if not self._asked:
-            await self.drop()
-            return
-        await self._release()
-        await self._store.delete(self._key)
-
-    async def drop(self) -> None:
-        """Remove this upload's file and nothing else."""
-        await self._release()
-        path, _ = split_key(self._key)
-
-        def remove() -> None:
-            with self._store.mounted() as root:
-                with suppress(FileNotFoundError), self._disk.folder(root, path) as folder:
-                    self._disk.unlink(self._mark, folder)
-                    self._disk.fsync(folder)
-                self._store.prune(root, path)
-
-        await self._store.run(f"end the upload of {self._key}", remove)
-
-    async def _release(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            await self._idle.wait()
-            await self._store.run(f"close {self._key}", lambda: self._disk.close(handle))
-
-
-def split_key(key: str) -> tuple[Sequence[str], str]:
-    """Directories and name of a key. Raises WorkFailed for a key that could lead elsewhere."""
-    *path, name = check_names(key.split("/"))
-    return path, name
-
-
-def check_names(names: Sequence[str]) -> Sequence[str]:
-    """The names, when each is a plain one: not empty, no leading dot, no NUL, short enough for the unfinished file."""
-    for name in names:
-        if not name or name.startswith(".") or "\0" in name or len(os.fsencode(name)) > 200:
-            raise WorkFailed(f"{'/'.join(names)!r} is not a key of an object")
-    return names
-
-
-def _mark(name: str) -> str:
-    return f".{name}."
-
-
-def _object_of(name: str) -> str:
-    """The object that an unfinished file belongs to; empty for other files."""
-    inner = name.removeprefix(".").removesuffix(SUFFIX)
-    if name != f".{inner}{SUFFIX}":
-        return ""
-    found, _, token = inner.rpartition(".")
-    return found if len(token) == 32 else ""
+async def _drop(uploads: Sequence[FolderUpload]) -> None:
+    """End uploads that nobody will hear of. What cannot be removed now goes with the next begin() or delete()."""
+    for upload in uploads:
+        with suppress(Failed):
+            await upload.drop()
 
 
 def explain(error: OSError, action: str, *, changes: bool = False) -> Failed:

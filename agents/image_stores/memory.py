@@ -7,6 +7,7 @@ an awaitable called with (operation, key) before each operation, which may raise
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from agents.image_stores.base import Bytes, Limits, ObjectInfo
+from agents.image_stores.base import Bytes, Limits, ObjectInfo, PartInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from schema.failure import Refused, WorkFailed
@@ -28,6 +29,8 @@ class Bucket:
     objects: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, tuple[str, dict[int, bytes]]] = field(default_factory=dict)
     """Upload id to key and parts."""
+    part_sizes: dict[str, int] = field(default_factory=dict)
+    """Upload id to the size of its parts."""
     before: Callable[[str, str], Awaitable[None]] | None = None
     secret: str = ""
     """When set, the secret key that `open` asks for."""
@@ -52,11 +55,12 @@ class MemorySettings(BaseModel):
 class MemoryUpload:
     """An upload in memory."""
 
-    def __init__(self, store: MemoryImageStore, key: str, part_size: int) -> None:
+    def __init__(self, store: MemoryImageStore, key: str, part_size: int, parts: dict[int, bytes]) -> None:
         self._store, self._key, self._part_size = store, key, part_size
         self._id = uuid4().hex
         self._done: ObjectInfo | None = None
-        store._bucket.uploads[self._id] = (key, {})
+        store._bucket.uploads[self._id] = (key, parts)
+        store._bucket.part_sizes[self._id] = part_size
 
     def _parts(self) -> dict[int, bytes]:
         found = self._store._bucket.uploads.get(self._id)
@@ -64,13 +68,25 @@ class MemoryUpload:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
         return found[1]
 
-    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo:
         """Keep a copy."""
         await self._store._called("part", self._key)
         limits = self._store.limits
         if not 1 <= number <= limits.max_parts or not 0 < len(data) <= self._part_size:
             raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
-        self._parts()[number] = bytes(data)
+        kept = self._parts()[number] = bytes(data)
+        return _info(kept)
+
+    async def parts(self) -> Mapping[int, PartInfo]:
+        """What is kept."""
+        await self._store._called("parts", self._key)
+        return {number: _info(data) for number, data in self._parts().items()}
+
+    async def keep(self, number: int, *, sha256: str) -> None:
+        """It is there; see that it is the right one."""
+        data = self._parts().get(number)
+        if data is None or _info(data).etag != sha256:
+            raise WorkFailed(f"part {number} of {self._key} is not there", remedy="write it again")
 
     async def complete(self, size: int) -> ObjectInfo:
         """Join the parts."""
@@ -96,12 +112,16 @@ class MemoryUpload:
         self._store._bucket.uploads.pop(self._id, None)
 
 
+def _info(data: bytes) -> PartInfo:
+    return PartInfo(size=len(data), etag=hashlib.sha256(data).hexdigest())
+
+
 class MemoryImageStore:
     """Objects in a dictionary."""
 
     PROVIDER: ClassVar[str] = "memory"
     SCOPE: ClassVar[str] = "REGION"
-    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts"})
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = MemorySettings
 
     def __init__(self, bucket: Bucket) -> None:
@@ -149,7 +169,16 @@ class MemoryImageStore:
         """Start an upload; earlier ones of this key are ended."""
         await self._called("begin", key)
         self._end(key)
-        return MemoryUpload(self, key, part_size)
+        return MemoryUpload(self, key, part_size, {})
+
+    async def resume(self, key: str, *, part_size: int) -> MemoryUpload | None:
+        """The upload under a new id: whoever had it before has it no more."""
+        await self._called("resume", key)
+        found = [upload for upload, (of, _) in self._bucket.uploads.items() if of == key]
+        if len(found) != 1 or self._bucket.part_sizes[found[0]] != part_size:
+            return None
+        _, parts = self._bucket.uploads.pop(found[0])
+        return MemoryUpload(self, key, part_size, parts)
 
     async def delete(self, key: str) -> None:
         """Forget."""

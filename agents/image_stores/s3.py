@@ -60,7 +60,7 @@ class S3ImageStore:
     PROVIDER: ClassVar[str] = "s3"
     SCOPE: ClassVar[str] = "REGION"
     CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
-        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5"})
+        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = S3Settings
     page_size = 1000
     """Keys asked for in one page of a listing."""
@@ -176,6 +176,21 @@ class S3ImageStore:
                 CHECKS[place] = False
             await self.end_uploads(key)
         return S3Upload(self, key, await self._create(key), part_size)
+
+    async def resume(self, key: str, *, part_size: int) -> S3Upload | None:
+        """The upload, when there is exactly one and no part of it contradicts `part_size` (S3 keeps no part size)."""
+        found = [upload for of, upload in await self.uploads(key) if of == key]
+        if len(found) != 1:
+            return None
+        place = self.place.shown, self.bucket
+        if place not in CHECKS and len(CHECKS) < MAX_CHECKS:
+            # On an upload of its own, which would replace no part of ours. Interrupted, there are two: neither is resumed.
+            other = await self._create(key, ChecksumAlgorithm="SHA256")
+            CHECKS[place] = bool(other) and await refuses_wrong_sum(self, key, other)
+            if other:
+                await self.abort_upload(key, other)
+        upload = S3Upload(self, key, found[0], part_size, sums=CHECKS.get(place, False))
+        return upload if await upload.take_up() else None
 
     async def _create(self, key: str, **more: str) -> str:
         """A new upload's id; empty when the store does not know what is in `more`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from agents.image_stores.base import Bytes, ObjectInfo
+from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
 from agents.image_stores.trouble import Damaged
 from schema.failure import Unknown, WorkFailed, WorkRetryable
 
@@ -42,12 +43,14 @@ class S3Upload:
         self._store, self._key, self._id, self._part_size, self._sums = store, key, upload, part_size, sums
         self._parts: dict[int, tuple[dict[str, str], int]] = {}
         """Number to what the store knows each acknowledged part by, and its size."""
+        self._listed: dict[int, PartInfo] = {}
+        """What the store listed last."""
         self._done: ObjectInfo | None = None
         self._asked = False
         """Completion was asked for: the object may be visible."""
         self._ended = False
 
-    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo:
         """Send one part with its digest; acknowledged when the store agrees."""
         if self._ended:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
@@ -69,7 +72,52 @@ class S3Upload:
                 raise Damaged("the store's SHA-256 is not that of what was sent")
             return {"ETag": str(answer["ETag"]), **says}
 
-        self._parts[number] = (await self._store.ask(f"write part {number} of {self._key}", put), len(data))
+        known: dict[str, str] = await self._store.ask(f"write part {number} of {self._key}", put)
+        self._parts[number] = (known, len(data))
+        return PartInfo(size=len(data), etag=_bare(known["ETag"]))
+
+    async def parts(self) -> Mapping[int, PartInfo]:
+        """From the store's list of parts, in pages."""
+        self._listed = await self._list() or {}
+        return dict(self._listed)
+
+    async def take_up(self) -> bool:
+        """Look at an upload that an earlier process began. False when it is gone, or has parts of another size."""
+        found = await self._list()
+        if found is None:
+            return False
+        self._listed, last = found, max(found, default=0)
+        return all(info.size == self._part_size or (info.size < self._part_size and number == last)
+                   for number, info in found.items())
+
+    async def keep(self, number: int, *, sha256: str) -> None:
+        """As it is listed; a store that checks SHA-256 wants it again at the end."""
+        info = self._listed.get(number)
+        if info is None:
+            raise WorkFailed(f"part {number} of {self._key} is not there", remedy="write it again")
+        says = {"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()} if self._sums else {}
+        self._parts[number] = ({"ETag": f'"{info.etag}"', **says}, info.size)
+
+    async def _list(self) -> dict[int, PartInfo] | None:
+        """What the store lists of this upload; None when it is gone."""
+        found: dict[int, PartInfo] = {}
+        marker = 0
+        for _ in range(self._store.limits.max_parts + 1):  # a page has one part at least
+            page = await self._store.ask(f"list the parts of {self._key}", functools.partial(
+                self._store.client.list_parts, Bucket=self._store.bucket, Key=self._key, UploadId=self._id,
+                MaxParts=self._store.page_size, PartNumberMarker=marker), absent=("NoSuchUpload", "NoSuchKey"))
+            if page is None:
+                return None
+            found.update((int(entry["PartNumber"]), PartInfo(size=int(entry["Size"]), etag=_bare(str(entry["ETag"]))))
+                         for entry in page.get("Parts", []))
+            following = int(page.get("NextPartNumberMarker") or 0) if page.get("IsTruncated") else 0
+            if not following:
+                return found
+            if following <= marker:
+                break
+            marker = following
+        raise WorkFailed(f"list the parts of {self._key}: the store's pages never end", field="url",
+                         remedy="look into the store's log")
 
     async def complete(self, size: int) -> ObjectInfo:
         """Join the parts, then look at the object: the store's word is not enough."""
@@ -128,6 +176,11 @@ class S3Upload:
                                 field="url", remedy="delete the object again later")
         if self._asked:
             await self._store.delete(self._key)
+
+
+def _bare(etag: str) -> str:
+    """Without the quotes, which some answers have and some have not."""
+    return etag.strip('"').lower()
 
 
 class Body:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -32,33 +30,13 @@ from agents.manifest import (
     write_manifest,
 )
 from schema.failure import Failed, Refused, WorkFailed
-from schema.image import ImageFormat, Manifest, StoreSpec
+from schema.image import ImageFormat, Manifest
+from tests.contract.image_store_resume import Place, ResumeContract, data, keys
+
+__all__ = ["ImageStoreContract", "Place", "data", "keys"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """How to open the store under test, as often as wanted."""
-
-    store: type[ImageStore]
-    spec: StoreSpec
-    secrets: Mapping[str, str] = field(default_factory=dict)
-
-    async def open(self) -> ImageStore:
-        """A store of its own: what another process would have."""
-        return await self.store.open(self.spec, self.secrets)
-
-
-def data(size: int, seed: int = 1) -> bytes:
-    """Bytes that nothing compresses or confuses with others."""
-    return random.Random(seed).randbytes(size)
-
-
-async def keys(store: ImageStore, prefix: str) -> list[str]:
-    """The keys of a listing, sorted; a key listed twice shows twice."""
-    return sorted([info.key async for info in store.list(prefix)])
-
-
-class ImageStoreContract:
+class ImageStoreContract(ResumeContract):
     """What every image store must do."""
 
     PAGE = 7
@@ -95,7 +73,7 @@ class ImageStoreContract:
         store = place.store
         assert store.PROVIDER == store.PROVIDER.lower() != ""
         assert store.SCOPE in ("ZONE", "REGION")
-        assert {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5"} >= store.CAPABILITIES
+        assert {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload"} >= store.CAPABILITIES
         schema = store.Settings.model_json_schema()
         for name in place.secrets:
             assert "password" in str(schema["properties"][name]), "a secret's field is a SecretStr"

@@ -25,7 +25,7 @@ class TestMemory(ImageStoreContract):
     @pytest.fixture
     def place(self) -> Place:
         spec = StoreSpec(id=uuid4(), name="m", provider="memory", url=f"memory://{uuid4()}", prefix=str(uuid4()))
-        return Place(MemoryImageStore, spec)
+        return Place(MemoryImageStore, spec, outlives=False)
 
 
 class TestFolder(ImageStoreContract):

@@ -39,7 +39,7 @@ class TestNewcomer(ImageStoreContract):
     @pytest.fixture
     def place(self) -> Place:
         spec = StoreSpec(id=uuid4(), name="n", provider="Newcomer", url=f"memory://{uuid4()}", prefix=str(uuid4()))
-        return Place(registry.load(spec.provider), spec)
+        return Place(registry.load(spec.provider), spec, outlives=False)
 
     def test_it_is_announced(self) -> None:
         announced = {provider.name: provider for provider in registry.providers()}

@@ -24,6 +24,7 @@ from agents.image_stores.base import ImageStore
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
+from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import manifest_key, read_manifest, verify_object
 from agents.motion.delta import read_chain
 from agents.operations import OPERATIONS
@@ -34,6 +35,7 @@ from schema.failure import WorkFailed
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Order
 from tests.services.s3_fixture import s3_spec
+from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img
 
 SIZE = 40 * MIB + 1536
@@ -151,7 +153,8 @@ def spec(provider: str, url: str) -> StoreSpec:
     return StoreSpec(id=uuid4(), name="s", provider=provider, url=url, prefix=str(uuid4()))
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs_s3)])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs_s3),
+                        pytest.param("swift", marks=pytest.mark.needs_swift)])
 async def disk(request: pytest.FixtureRequest, tmp_path: Path, qemu: None, seed: int) -> AsyncIterator[Disk]:
     """A new volume on KVM."""
     secrets: dict[str, str] = {}
@@ -160,6 +163,10 @@ async def disk(request: pytest.FixtureRequest, tmp_path: Path, qemu: None, seed:
         (tmp_path / "store").mkdir()
         chosen = spec("folder", f"folder://{tmp_path / 'store'}")
         store = await FolderImageStore.open(chosen, secrets)
+    elif request.param == "swift":
+        swift = request.getfixturevalue("swift_server")
+        chosen, secrets = swift_spec(swift), {"key": swift.key}
+        store = await SwiftImageStore.open(chosen, secrets)
     else:
         server = request.getfixturevalue("s3_server")
         chosen, secrets = s3_spec(server), {"secretkey": server.secret_key}

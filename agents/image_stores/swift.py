@@ -21,12 +21,12 @@ from swiftclient import client as swift
 from swiftclient.exceptions import ClientException
 from swiftclient.utils import generate_temp_url
 
-from agents.image_stores.base import Limits, ObjectInfo
+from agents.image_stores.base import Limits, ObjectInfo, PartInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
 from agents.image_stores.swift_settings import SwiftSettings, find_account
-from agents.image_stores.swift_upload import FOLDER, MADE_BY, SwiftUpload, put_bytes, segments_of
+from agents.image_stores.swift_upload import BEGUN, FOLDER, MADE_BY, PART_SIZE, SwiftUpload, put_bytes, segments_of
 from agents.image_stores.trouble import Damaged
 from schema.failure import Failed, Refused, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
@@ -55,7 +55,7 @@ class SwiftImageStore:
     PROVIDER: ClassVar[str] = "swift"
     SCOPE: ClassVar[str] = "REGION"
     CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
-        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5"})
+        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = SwiftSettings
     page_size = 10_000
     """Names asked for in one page of a listing."""
@@ -185,6 +185,21 @@ class SwiftImageStore:
         await upload.begin()
         return upload
 
+    async def resume(self, key: str, *, part_size: int) -> SwiftUpload | None:
+        """The one upload of this key that no object is made of, begun with parts of this size."""
+        seen = await self.look(key)
+        live = seen.get(MADE_BY, "") if seen is not None else ""
+        start = segments_of(key)
+        found = {name.removeprefix(start).partition("/")[0] async for name, _, _ in self.names(self.segments, start)} - {live}
+        if len(found) != 1:
+            return None
+        [upload] = found
+        mark = await self._segment(self.segments, segments_of(key, upload) + BEGUN)
+        if mark is None or mark.get(PART_SIZE) != str(part_size):
+            return None
+        resumed = SwiftUpload(self, key, upload, part_size)
+        return resumed if _fit(await resumed.parts(), part_size) else None
+
     async def delete(self, key: str) -> None:
         """The object with the segments that its manifest names, then whatever lies under its uploads."""
         seen = await self.look(key)
@@ -204,11 +219,11 @@ class SwiftImageStore:
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Pages of `page_size` names."""
-        async for name, size in self._names(self.container, below(prefix), skip="" if prefix else FOLDER):
+        async for name, size, _ in self.names(self.container, below(prefix), skip="" if prefix else FOLDER):
             yield ObjectInfo(key=name, size=size)
 
-    async def _names(self, container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int]]:
-        """Name and bytes of everything in a container that starts with the string `start`, and not with `skip`."""
+    async def names(self, container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int, str]]:
+        """Name, bytes and MD5 of everything in a container that starts with the string `start`, and not with `skip`."""
         marker = ""
         for _ in range(MAX_PAGES):
             def page(line: Line, grant: Grant, after: str = marker) -> Any:
@@ -219,7 +234,7 @@ class SwiftImageStore:
             for entry in entries:
                 name = str(entry.get("name", "/"))
                 if not name.endswith("/") and not (skip and name.startswith(skip)):  # a slash: other tools' folders
-                    yield name, int(entry["bytes"])
+                    yield name, int(entry["bytes"]), str(entry.get("hash", ""))
             if not entries:
                 return
             following = str(entries[-1].get("name", marker))
@@ -235,7 +250,7 @@ class SwiftImageStore:
     async def unfinished(self, prefix: str) -> Sequence[str]:
         """Keys with segments that their object, if there is one, is not made of."""
         found: dict[str, dict[str, list[str]]] = {}
-        async for name, _ in self._names(self.segments, FOLDER + below(prefix)):
+        async for name, _, _ in self.names(self.segments, FOLDER + below(prefix)):
             key, upload, _number = name.removeprefix(FOLDER).rsplit("/", 2)
             names = found.setdefault(key, {}).setdefault(upload, [name, name])
             names[1] = name  # the first and the last are enough to see whether the listing is true
@@ -274,7 +289,7 @@ class SwiftImageStore:
         """Delete every segment whose name starts with `start` and not with `keep`, until none is left."""
         gone: set[str] = set()
         for _ in range(SWEEPS):
-            names = [name async for name, _ in self._names(self.segments, start) if not keep or not name.startswith(keep)]
+            names = [name async for name, _, _ in self.names(self.segments, start) if not keep or not name.startswith(keep)]
             left = [name for name in names if name not in gone]
             again = [name for name in names if name in gone]  # the listing lags, or it was written again
             left += [name for name in again if await self.has_segment(name)]
@@ -411,6 +426,11 @@ async def _each(items: Iterable[str], act: Callable[[str], Awaitable[None]]) -> 
 def below(prefix: str) -> str:
     """The string that names below a path start with."""
     return f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _fit(parts: Mapping[int, PartInfo], part_size: int) -> bool:
+    last = max(parts, default=0)
+    return all(info.size == part_size or (info.size < part_size and number == last) for number, info in parts.items())
 
 
 def _expected(headers: Mapping[str, str], offset: int, length: int) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from swiftclient.client import put_object
 from swiftclient.exceptions import ClientException
 
-from agents.image_stores.base import Bytes, ObjectInfo
+from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
 from agents.image_stores.swift_client import Grant, Line
 from agents.image_stores.trouble import Damaged
 from schema.failure import Failed, Unknown, WorkFailed
@@ -28,6 +29,8 @@ FOLDER = ".segments/"
 """What names of segments start with; the object's key, the upload and the number follow."""
 MADE_BY = "x-object-meta-storebus-upload"
 """Metadata of an object: the upload whose segments it is made of."""
+PART_SIZE = "x-object-meta-storebus-part-size"
+"""Metadata of that mark: bytes of each part but the last."""
 BEGUN = "begun"
 """A mark beside the segments from the begin to the end of an upload: an upload without parts is unfinished too."""
 
@@ -42,6 +45,8 @@ class SwiftUpload:
         """Number to MD5 and size of each acknowledged part."""
         self._tried: set[str] = {BEGUN}
         """Last components of all names that may have been written."""
+        self._listed: dict[int, PartInfo] = {}
+        """What the store listed last."""
         self._done: ObjectInfo | None = None
         self._asked = False
         """Completion was asked for: the object may be visible."""
@@ -50,9 +55,26 @@ class SwiftUpload:
     async def begin(self) -> None:
         """Leave the mark."""
         await self._store.client.ask(f"begin {self._key}", lambda line, grant: put_bytes(
-            line, grant, self._store.segments, self._base + BEGUN, b""))
+            line, grant, self._store.segments, self._base + BEGUN, b"", {PART_SIZE: str(self._part_size)}))
 
-    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> None:
+    async def parts(self) -> Mapping[int, PartInfo]:
+        """From the listing of this upload's segments; what it does not show yet is written again."""
+        self._listed = {}
+        async for name, size, etag in self._store.names(self._store.segments, self._base):
+            last = name.removeprefix(self._base)
+            self._tried.add(last)
+            if last.isdigit():
+                self._listed[int(last)] = PartInfo(size=size, etag=etag)
+        return dict(self._listed)
+
+    async def keep(self, number: int, *, sha256: str) -> None:
+        """As it is listed; the store looks at it when it is given the manifest."""
+        info = self._listed.get(number)
+        if info is None:
+            raise WorkFailed(f"part {number} of {self._key} is not there", remedy="write it again")
+        self._parts[number] = (info.etag, info.size)
+
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo:
         """Send one segment with its MD5, which the store checks; acknowledged when the ETag it answers agrees.
 
         Swift knows no other sum: `sha256` is not used."""
@@ -65,6 +87,7 @@ class SwiftUpload:
         etag = await self._store.client.ask(f"write part {number} of {self._key}", lambda line, grant: put_bytes(
             line, grant, self._store.segments, self._base + name, data))
         self._parts[number] = (etag, len(data))
+        return PartInfo(size=len(data), etag=etag)
 
     async def complete(self, size: int) -> ObjectInfo:
         """Write the manifest, then look at the object: the store's word is not enough."""
@@ -77,11 +100,12 @@ class SwiftUpload:
         if not await self._store.has_segment(self._base + BEGUN):
             raise WorkFailed(f"{action}: the upload was ended by another writer", remedy="begin again")
         entries = [self._entry(f"{number:06}", *self._parts[number]) for number in sorted(self._parts)]
-        most = self._store.most_entries
+        named, most = list(entries), self._store.most_entries
         if len(entries) > most:
             step = max(most // 4, -(-len(entries) // most))  # short lists: the store looks at each entry while we wait
             lists = [entries[at : at + step] for at in range(0, len(entries), step)]
             entries = [await self._list(f"list-{number:04}", entries) for number, entries in enumerate(lists, 1)]
+            named += entries
         self._asked = True
         try:
             await self._manifest(action, self._store.container, self._key, entries, {MADE_BY: self._id})
@@ -92,7 +116,8 @@ class SwiftUpload:
             raise WorkFailed(f"{action}: the object is absent, or another writer's, or not of {size} bytes", remedy="begin again")
         self._done = ObjectInfo(key=self._key, size=size)
         try:
-            await self._store.remove_segment(self._base + BEGUN)
+            used = {entry["path"].rpartition("/")[2] for entry in named}
+            await self._store.remove_segments(self._base + name for name in sorted(self._tried - used))
             await self._store.sweep(segments_of(self._key), keep=self._base)
         except Failed as error:  # the object is whole: what another one left is listed as unfinished until it goes
             log.warning("what the predecessor of %s left could not be removed: %s", self._key, error)
@@ -166,12 +191,13 @@ def segments_of(key: str, upload: str = "") -> str:
     return f"{FOLDER}{key}/{upload}/" if upload else f"{FOLDER}{key}/"
 
 
-def put_bytes(line: Line, grant: Grant, container: str, name: str, data: Bytes) -> str:
+def put_bytes(line: Line, grant: Grant, container: str, name: str, data: Bytes, headers: dict[str, str] | None = None) -> str:
     """PUT an object with its MD5 in this thread; its ETag. Raises Damaged when it is not the MD5 of what was sent."""
     etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
     line.check()
     answered = put_object(grant.url, grant.token, container, name, line.body(data) if len(data) else b"",
-                          content_length=len(data), etag=etag, content_type="application/octet-stream", http_conn=line.http)
+                          content_length=len(data), etag=etag, content_type="application/octet-stream", headers=headers,
+                          http_conn=line.http)
     if answered.strip('"').lower() != etag:
         raise Damaged("the ETag is not the MD5 of what was sent")
     return etag

@@ -90,7 +90,7 @@ def key(spec: StoreSpec) -> str:
 
 
 async def segments(store: SwiftImageStore, start: str) -> list[str]:
-    return [name async for name, _ in store._names(store.segments, segments_of(start))]
+    return [name async for name, _, _ in store.names(store.segments, segments_of(start))]
 
 
 async def write(store: SwiftImageStore, key: str, body: bytes) -> None:
@@ -407,15 +407,15 @@ async def test_a_container_that_is_gone_is_not_an_absent_object(swift_server: Sw
 
 async def test_a_listing_that_lags_is_not_believed(store: SwiftImageStore, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A double of the listing only: it still shows a segment that is gone."""
-    real = store._names
+    real = store.names
 
-    async def lagging(container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int]]:
+    async def lagging(container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int, str]]:
         async for found in real(container, start, skip=skip):
             yield found
         if start.startswith(".segments/"):
-            yield f"{segments_of(key, 'ghost')}000001", PART
+            yield f"{segments_of(key, 'ghost')}000001", PART, ""
 
-    monkeypatch.setattr(store, "_names", lagging)
+    monkeypatch.setattr(store, "names", lagging)
     assert await store.unfinished(key.rsplit("/", 1)[0]) == []
     await store.delete(key)
     upload = await store.begin(key, part_size=PART)
@@ -432,12 +432,12 @@ async def test_nobody_waits_for_segments_that_no_listing_shows(store: SwiftImage
     await asyncio.gather(*(upload.part(number, data(PART)) for number in (1, 2, 3)))
     there = await segments(store, key)
 
-    async def empty(container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int]]:
+    async def empty(container: str, start: str, *, skip: str = "") -> AsyncIterator[tuple[str, int, str]]:
         for nothing in ():
             yield nothing
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_names", empty)
+        patch.setattr(store, "names", empty)
         await upload.abort()
     assert len(there) == 4
     assert not any([await store.has_segment(name) for name in there])
@@ -463,6 +463,19 @@ async def test_more_parts_than_a_manifest_takes(store: SwiftImageStore, proxy: S
     assert await store._has_all(store.container, key, 20 * PART, len(body))
     await store.delete(key)
     assert await segments(store, key) == []
+
+
+async def test_segments_that_a_resumed_upload_does_not_keep_are_removed(store: SwiftImageStore, key: str) -> None:
+    lost = await store.begin(key, part_size=PART)
+    await asyncio.gather(*(lost.part(number, data(PART, number)) for number in (1, 2, 5)))
+    upload = await store.resume(key, part_size=PART)
+    assert upload is not None
+    assert set(await upload.parts()) == {1, 2, 5}
+    await upload.keep(1, sha256="")
+    await upload.part(2, data(7, 9))
+    await upload.complete(PART + 7)
+    assert await store.read(key, 0, 3 * PART) == data(PART, 1) + data(7, 9)
+    assert len(await segments(store, key)) == 2
 
 
 async def test_what_an_object_replaces_goes(store: SwiftImageStore, key: str) -> None:

@@ -1,6 +1,6 @@
 # The whole life of this repository in a few words. Every target does its own set-up; a second run starts at once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak golden setup clean
+.PHONY: help demo test check bench soak fuzz golden setup clean
 BIN := .venv/bin
 # mkfs.ext4 and e2fsck live where not everybody's PATH reaches.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -8,6 +8,7 @@ IMAGE ?=
 TESTS ?= tests
 N ?= 100
 SEED ?= 1
+SECONDS ?= 60
 
 help: ## what can be said here
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -33,6 +34,10 @@ bench: ## measured against peers, each in the same run: at most 10 minutes
 soak: ## the same tests at large counts (N= jobs, SEED=, TESTS=)
 	@scripts/setup test
 	@STOREBUS_SOAK_N="$(N)" STOREBUS_SEED="$(SEED)" $(BIN)/python -m pytest $(TESTS) --timeout 7200
+
+fuzz: ## our own parsers against made-up input, led by coverage where atheris installs (SECONDS=, SEED=)
+	@scripts/setup fuzz
+	@$(BIN)/python -m tests.fuzz.run --seconds "$(SECONDS)" --seed "$(SEED)"
 
 golden: ## what is generated from the messages, again: new golden files, the AsyncAPI document
 	@scripts/setup check

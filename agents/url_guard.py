@@ -121,7 +121,7 @@ class UrlGuard:
         try:
             parts = urlsplit(url)
             port, client = parts.port, URL(url)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:  # the client's parser has both for brackets that are not closed
             raise BadParameter(f"it cannot be parsed: {error}", field="url") from None
         if parts.scheme not in ("http", "https"):
             raise BadParameter(f"{parts.scheme or 'no scheme'}: only http and https are fetched", field="url")

@@ -80,7 +80,7 @@ class Envelope:
         for name, value in headers.items():
             for prefix in (PREFIX, "cloudEvents:"):
                 if name.startswith(prefix):
-                    known[name.removeprefix(prefix)] = value.decode() if isinstance(value, bytes) else str(value)
+                    known[name.removeprefix(prefix)] = _text(name, value)
         if len(body) > MAX_BODY:
             raise Malformed(f"the body has {len(body)} bytes; at most {MAX_BODY} are taken", field="body")
         for required in ("id", "type"):
@@ -96,6 +96,13 @@ class Envelope:
             tenant=known.get("sbtenant", "root"), principal=known.get("sbprincipal", ""),
             traceparent=str(headers.get("traceparent", "")), replay=known.get("sbreplay") == "true",
         )
+
+
+def _text(name: str, value: Any) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise Malformed("the header is not UTF-8", field=name[:64]) from None
 
 
 def _uuid(known: Mapping[str, str], name: str) -> UUID:

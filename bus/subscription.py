@@ -43,6 +43,8 @@ SAVE_EVERY = 100
 SAVE_AFTER_S = 1.0
 POLL_S = 1.0
 """The log is looked at this often even when nobody wakes the reader."""
+LONGEST_POSITION = 19
+"""Digits of a position: it is a signed number of 64 bits."""
 LEASE_S = 10.0
 PATIENCE_S = 60.0
 _UNREAD: Any = object()
@@ -175,14 +177,14 @@ def parse_start(text: str) -> Start:
     """What a person writes after --from: beginning, now, a position, or an RFC 3339 time. Raises BadParameter."""
     if text in ("beginning", "now"):
         return text
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= LONGEST_POSITION:
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment if moment.tzinfo else moment.astimezone()
+    except (ValueError, OverflowError):  # a time that is none, or none that this host's zone has
         raise BadParameter(f"{text[:64]!r} is not beginning, now, a position or a time", field="from",
                            remedy="a time looks like 2026-01-31T12:00:00Z") from None
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 async def start_position(store: EventStore, start: Start) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from schema.failure import BadParameter, Failed
 from schema.image import ImageFormat, StoreSpec
 from tests.services.http_files import HttpFiles, http_files
 from tests.support.attacks import Attack, Qcow2, Target, corpus, target
+from tests.support.memory import forget_peak, peak
 
 MIB = 1 << 20
 CAP = 2 * MIB
@@ -76,7 +76,7 @@ def test_the_corpus_is_large_and_each_file_small(attacks: dict[str, Attack]) -> 
 
 
 async def test_every_attack_is_refused_and_touches_nothing(attacks: dict[str, Attack], aim: Target, files: HttpFiles) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     wrong = {}
     aim.touched()
     for name, attack in attacks.items():
@@ -84,7 +84,7 @@ async def test_every_attack_is_refused_and_touches_nothing(attacks: dict[str, At
         if not said or not re.search(attack.words, said) or aim.touched():
             wrong[name] = said or "TAKEN"
     assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MEMORY
+    assert peak() - before < MEMORY
     assert all(asked.endswith("/image") for asked, _ in files.asked)
 
 

@@ -271,7 +271,7 @@ async def test_a_rare_type_moves_the_checkpoint_all_the_same(store: EventStore) 
     assert known.event_id is not None
 
 
-@pytest.mark.parametrize("bad", ["yesterday", "-3", "now!"])
+@pytest.mark.parametrize("bad", ["yesterday", "-3", "now!", "0001-01-01", "9" * 5000])
 async def test_a_start_that_is_none_is_refused(bad: str) -> None:
     with pytest.raises(BadParameter, match="from"):
         parse_start(bad)

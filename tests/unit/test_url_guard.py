@@ -35,7 +35,7 @@ http://[::1]/ http://[::]/ http://[::ffff:127.0.0.1]/ http://[::ffff:7f00:1]/ ht
 http://[64:ff9b::7f00:1]/ http://[64:ff9b::169.254.169.254]/ http://[64:ff9b:1::1]/ http://[2002:7f00:1::]/ http://[2002:a9fe:a9fe::]/
 http://[fc00::1]/ http://[fd00:ec2::254]/ http://[fe80::1]/ http://[fe80::1%25eth0]/ http://[2606:4700::1%25lo]/ http://[fec0::1]/
 http://[ff02::1]/ http://[2001:db8::1]/ http://[2001::1]/ http://[::127.0.0.1]/ http://[100::1]/ http://[v1.x]/ http://[1.2.3.4]/
-http://[::1 http://[::1]x/ http://[]/
+http://[::1 http://[::1]x/ http://[]/ https://[2606:4700::1]@/ https://[::]:0x@///
 http://loop.example/ http://both.example/ http://six.example/ http://mapped.example/ http://nat64.example/ http://tun.example/
 http://localhost/ http://LOCALHOST./ http://metadata.google.internal/ http://none.example/ http://zero.example/ http://compat.example/
 http://l\u00f6p.example/ http://\u2460\u2461\u2466.\u24ea.\u24ea.\u2460/ http://\uff11\uff12\uff17.0.0.1/ http://127\u30020\u30020\u30021/

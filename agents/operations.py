@@ -14,6 +14,7 @@ from agents.download import fetch
 from agents.hypervisors.base import ChangeTracking, Untracked
 from agents.manifest import delete_object
 from agents.motion.base import Progress
+from agents.motion.compressed import write_compressed
 from agents.motion.delta import changes, read_chain, usable, write_delta
 from agents.motion.direct import write_image
 from agents.toolbox import Toolbox, both
@@ -123,9 +124,12 @@ async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets,
     where: dict[str, Any] = {
         "store_id": order.store.id, "key": order.key, "kind": "snapshot", "thing_id": order.thing_id, "job_id": order.job_id,
         "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
+    if order.compression not in ("", "zstd"):
+        raise Refused(f"{order.compression} is no compression that this agent knows", field="compression", remedy="none or zstd")
+    whole = write_compressed if order.compression else write_image
     if order.parent is None:
         async with both(tools.store(order.store, secrets), tools.hypervisor.open(path, tag=order.tag)) as (store, device):
-            return ImageResult(image=await write_image(device, store, **where))
+            return ImageResult(image=await whole(device, store, **where))
     async with tools.store(order.store, secrets) as store:
         try:
             changed = await changes(tools.hypervisor, path, order.parent_tag)
@@ -135,7 +139,7 @@ async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets,
         except Untracked as why:
             reason = why.failure.cause
         async with tools.hypervisor.open(path, tag=order.tag) as device:
-            return ImageResult(image=await write_image(device, store, **where), reason=reason)
+            return ImageResult(image=await whole(device, store, **where), reason=reason)
 
 
 async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:

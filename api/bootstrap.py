@@ -65,7 +65,8 @@ class Parts:
     def runtime(self) -> Runtime:
         """A runtime over the shared store."""
         limits = Limits(max_image_bytes=self.settings.max_image_bytes, max_virtual_size=self.settings.max_virtual_size,
-                        max_volume_gib=self.settings.max_volume_gib, max_chain=self.settings.snapshot_chain)
+                        max_volume_gib=self.settings.max_volume_gib, max_chain=self.settings.snapshot_chain,
+                        compression=self.settings.snapshot_compression.removeprefix("none"))
         return Runtime(self.store, self.transport, installation=self.installation, token=self.token, limits=limits)
 
 

@@ -6,6 +6,7 @@ Every field is `STOREBUS_<FIELD>`; the command line overrides it. `storebus conf
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
     snapshot_chain: int = Field(8, ge=1, le=100, description="Links of a chain of incremental snapshots, the full one among "
                                 "them (CloudStack's snapshot.delta.max); 1: every backup is full.")
+    snapshot_compression: Literal["none", "zstd"] = Field("none", description="How full backups are compressed on the way to "
+                                                          "their store; the KVM agent's host needs the extra zstd.")
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
     parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
     amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "

@@ -111,6 +111,8 @@ class Limits:
     max_volume_gib: int = 2000
     max_chain: int = 8
     """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
+    compression: str = ""
+    """How full backups are compressed: zstd, or empty for not at all."""
 
 
 OrderMaker = Callable[[Context, UUID, int], "Order | None"]

@@ -178,7 +178,8 @@ class _Backup:
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
             reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag,
             store=template.known_store(context, state.store_id).spec, key=self.key(context, attempt),
-            thing_id=state.id, parent=parent.image if parent else None, parent_tag=parent.tag if parent else "")
+            thing_id=state.id, parent=parent.image if parent else None, parent_tag=parent.tag if parent else "",
+            compression=context.limits.compression)
 
     def backed_up(self, context: Context, result: Mapping[str, Any]) -> None:
         """Its bytes are in the store."""

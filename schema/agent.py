@@ -132,6 +132,8 @@ class WriteSnapshot(Order, type="order.write_snapshot"):
     thing_id: UUID
     parent: ImageRef | None = None
     parent_tag: str = ""
+    compression: str = ""
+    """zstd: a whole image's clusters are compressed on the way. A delta's never are."""
 
 
 class DropSnapshot(Order, type="order.drop_snapshot"):

@@ -110,11 +110,12 @@ async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryvi
             target[:] = piece.data
             continue
         there = max(0, min(piece.length, device.size - piece.guest))
-        await _read(device, target[:there], piece.guest)  # one after another: parallelism is between parts
+        await read_device(device, target[:there], piece.guest)  # one after another: parallelism is between parts
         target[there:] = bytes(piece.length - there)
 
 
-async def _read(device: BlockDevice, target: memoryview, offset: int) -> None:
+async def read_device(device: BlockDevice, target: memoryview, offset: int) -> None:
+    """Fill `target` with the device's bytes from `offset` on, without a copy where the device can."""
     if not len(target):
         return
     into = getattr(device, "read_into", None)

@@ -1,0 +1,166 @@
+"""Writing a compressed qcow2 from its beginning to its end, in one pass and little memory.
+
+How much room a cluster takes is known when it was compressed, so the file grows in guest order: compressed clusters packed
+byte behind byte in runs, those that do not shrink whole, each L2 table behind its last cluster, each refcount block when
+nothing it counts can change any more, the L1 table and the refcount table at the end. Only the header, the file's first
+cluster, waits for what comes last. Memory is one run, one L2 table and one refcount block, whatever the disk. No I/O, no
+compression: it is given bytes that were compressed elsewhere. Source: qemu's docs/interop/qcow2.txt.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+from agents.qcow2 import CLUSTER, COPIED, HEADER, L2_ENTRIES, REFCOUNTS
+
+COMPRESSED = 1 << 62
+OFFSET_BITS = 62 - (CLUSTER.bit_length() - 1 - 8)
+"""Bits of a compressed cluster's place; above them, how many sectors it reaches beyond its first."""
+SECTOR = 512
+RUN = 1 << 20
+"""Compressed bytes that are packed together; a run begins at a cluster of its own."""
+HEADER_LENGTH = HEADER.size + 8
+ZSTD = struct.pack(">B7x", 1)
+"""The compression type, and its padding."""
+HAS_TYPE = 1 << 3
+"""Incompatible feature: the header says a compression type, so who does not know it refuses the file."""
+Chunks = list[bytes | bytearray | memoryview]
+"""Bytes that follow one another in the file."""
+
+
+class CompressedFile:
+    """The file as it grows. Every method returns the bytes that come next in it, behind the header's cluster."""
+
+    def __init__(self, virtual_size: int) -> None:
+        """`virtual_size`: bytes of the disk."""
+        self.virtual_size = virtual_size
+        self.size = CLUSTER
+        """Bytes of the file so far, the header's cluster with them."""
+        self._run = bytearray()
+        self._in_run: list[tuple[int, int, int]] = []
+        """(place in the L2 table, offset in the run, length) of each compressed cluster not yet in the file."""
+        self._l1 = array("Q", bytes(8 * max(1, -(-virtual_size // (CLUSTER * L2_ENTRIES)))))
+        self._l2 = array("Q")
+        self._number = -1
+        """Which L2 table is being filled."""
+        self._last = -1
+        self._counts = array("H", [1])
+        """Refcounts of the clusters from `_counted` on."""
+        self._counted = 0
+        self._blocks: list[int] = []
+        """Where the refcount blocks lie."""
+        self._ended: bytes = b""
+
+    def add(self, guest: int, packed: bytes | None, raw: bytes | bytearray | memoryview) -> Chunks:
+        """The next cluster that holds data: `guest` is its number, `packed` what it was compressed to (None: not worth it).
+
+        Raises ValueError when it does not come behind the one before."""
+        if not self._last < guest < -(-self.virtual_size // CLUSTER):
+            raise ValueError(f"cluster {guest} comes after {self._last}")
+        self._last = guest
+        out: Chunks = []
+        number, place = divmod(guest, L2_ENTRIES)
+        if number != self._number:
+            self._end_table(out)
+            self._number, self._l2 = number, array("Q", bytes(CLUSTER))
+        if packed is not None:
+            self._in_run.append((place, len(self._run), len(packed)))
+            self._run += packed
+            if len(self._run) >= RUN:
+                self._end_run(out)
+        else:
+            self._l2[place] = self._put(out, raw, 1) | COPIED
+        return out
+
+    def end(self) -> Chunks:
+        """What closes the file; `header` is known afterwards."""
+        out: Chunks = []
+        self._end_table(out)
+        l1 = array("Q", self._l1)
+        l1.byteswap()
+        l1_at = self._put(out, _padded(l1.tobytes()), 1)
+        used = self.size // CLUSTER
+        blocks = 0
+        while True:  # blocks and table count themselves
+            table = -(-(len(self._blocks) + blocks) * 8 // CLUSTER) or 1
+            if self._counted + blocks * REFCOUNTS >= used + blocks + table:
+                break
+            blocks += 1
+        for _ in range(blocks + table):
+            self._counts.append(1)
+        for number in range(blocks):
+            self._blocks.append(self.size)
+            self._append(out, _block(self._counts[number * REFCOUNTS:(number + 1) * REFCOUNTS]))
+        table_at = self.size
+        places = array("Q", self._blocks)
+        places.byteswap()
+        self._append(out, _padded(places.tobytes()).ljust(table * CLUSTER, b"\0"))
+        head = HEADER.pack(b"QFI\xfb", 3, 0, 0, CLUSTER.bit_length() - 1, self.virtual_size, 0, len(self._l1), l1_at,
+                           table_at, table, 0, 0, HAS_TYPE, 0, 0, 4, HEADER_LENGTH)
+        self._ended = (head + ZSTD).ljust(CLUSTER, b"\0")
+        return out
+
+    @property
+    def header(self) -> bytes:
+        """The file's first cluster, after `end`."""
+        if not self._ended:
+            raise ValueError("the file has not ended")
+        return self._ended
+
+    def _append(self, out: Chunks, data: bytes | bytearray | memoryview) -> None:
+        out.append(data)
+        self.size += len(data)
+
+    def _put(self, out: Chunks, data: bytes | bytearray | memoryview, count: int) -> int:
+        """Whole clusters, each counted `count` times; their place."""
+        at = self.size
+        self._append(out, data)
+        self._counts.extend([count] * (len(data) // CLUSTER))
+        self._end_blocks(out)
+        return at
+
+    def _end_run(self, out: Chunks) -> None:
+        if not self._run:
+            return
+        data = _padded(bytes(self._run))
+        at, first = self.size, self._counted + len(self._counts)
+        counts = array("H", bytes(2 * (len(data) // CLUSTER)))
+        for place, offset, length in self._in_run:
+            start = (at + offset) // SECTOR
+            more = (at + offset + length - 1) // SECTOR - start
+            self._l2[place] = COMPRESSED | (more << OFFSET_BITS) | (at + offset)
+            for cluster in range(start * SECTOR // CLUSTER, ((start + more + 1) * SECTOR - 1) // CLUSTER + 1):
+                counts[cluster - first] += 1
+        self._run.clear()
+        self._in_run.clear()
+        self._append(out, data)
+        self._counts.extend(counts)
+        self._end_blocks(out)
+
+    def _end_table(self, out: Chunks) -> None:
+        if self._number < 0:
+            return
+        self._end_run(out)
+        self._l2.byteswap()
+        self._l1[self._number] = self._put(out, self._l2.tobytes(), 1) | COPIED
+
+    def _end_blocks(self, out: Chunks) -> None:
+        """Refcount blocks that are full go into the file; they are counted by a later one."""
+        while len(self._counts) >= REFCOUNTS:
+            block = _block(self._counts[:REFCOUNTS])
+            del self._counts[:REFCOUNTS]
+            self._counted += REFCOUNTS
+            self._blocks.append(self.size)
+            self._append(out, block)
+            self._counts.append(1)
+
+
+def _padded(data: bytes) -> bytes:
+    return data.ljust(-(-len(data) // CLUSTER) * CLUSTER, b"\0")
+
+
+def _block(counts: array[int]) -> bytes:
+    swapped = array("H", counts)
+    swapped.byteswap()
+    return swapped.tobytes().ljust(CLUSTER, b"\0")

@@ -1,0 +1,121 @@
+"""Compressed motion with real disks: the object is an ordinary qcow2 that qemu reads back equal, and nothing is left of a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores.memory import MemoryImageStore
+from agents.manifest import verify_object
+from agents.motion.compressed import write_compressed
+from agents.motion.direct import read_image
+from agents.qcow2 import CLUSTER
+from schema.failure import WorkFailed, WorkRetryable
+from schema.image import ImageRef, StoreSpec
+from tests.support.images import MIB, img
+
+pytestmark = pytest.mark.needs_qemu
+SIZE = 96 * MIB + 1536
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[MemoryImageStore]:
+    spec = StoreSpec(id=uuid4(), name="m", provider="memory", url=f"memory://{uuid4()}", prefix="i")
+    opened = await MemoryImageStore.open(spec, {})
+    yield opened
+    await opened.aclose()
+
+
+async def make_disk(path: Path, seed: int) -> None:
+    """Half of it data: noise, text, and clusters that are half noise and half zeros; the very last bytes too."""
+    dice = random.Random(seed)
+    kvm = KvmHypervisor()
+    await kvm.create(str(path), SIZE)
+    async with kvm.open(str(path), writable=True) as device:
+        for at in range(0, SIZE - CLUSTER, 2 * MIB):
+            block = dice.choice((dice.randbytes(MIB), b"the same line\n" * (MIB // 14), (dice.randbytes(CLUSTER // 2) + bytes(CLUSTER // 2)) * 16))
+            await device.write(at, block[:MIB])
+        await device.write(SIZE - 700, dice.randbytes(700))
+        await device.flush()
+
+
+async def write(path: Path, store: MemoryImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
+    async with KvmHypervisor().open(str(path)) as device:
+        return await write_compressed(device, store, store_id=uuid4(), key="i/k.qcow2", kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
+                                      work="w.1", installation="i", progress=progress, **more)
+
+
+@pytest.mark.parametrize("part", [MIB, 8 * MIB, 512 * MIB])
+async def test_what_is_written_is_read_back(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int, part: int) -> None:
+    disk, told = tmp_path / "disk.qcow2", []
+    await make_disk(disk, seed)
+    image = await write(disk, store, lambda stage, done, total: told.append((stage, done, total)), part=part)
+    assert (await verify_object(store, image.key)).root == image.root
+    assert image.physical_size < 0.75 * disk.stat().st_size
+    (tmp_path / "object.qcow2").write_bytes(await store.read(image.key, 0, image.physical_size))
+    img("check", "-f", "qcow2", str(tmp_path / "object.qcow2"))
+    img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(tmp_path / "object.qcow2"))
+    restored = tmp_path / "restored.qcow2"
+    await read_image(store, image, str(restored), hypervisor=KvmHypervisor(), progress=lambda *_: None)
+    img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(restored))
+    counts = [done for stage, done, _ in told if stage == "write"]
+    assert counts == sorted(counts) and told[-1][0] == "verify" and told[-1][1] == told[-1][2]
+
+
+async def test_an_empty_disk(store: MemoryImageStore, tmp_path: Path, qemu: None) -> None:
+    disk = tmp_path / "disk.qcow2"
+    await KvmHypervisor().create(str(disk), SIZE)
+    image = await write(disk, store)
+    (tmp_path / "object.qcow2").write_bytes(await store.read(image.key, 0, image.physical_size))
+    img("check", "-f", "qcow2", str(tmp_path / "object.qcow2"))
+    img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(tmp_path / "object.qcow2"))
+
+
+@pytest.mark.parametrize("where", ["part", "complete", "cancel"])
+async def test_a_failure_leaves_nothing(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int, where: str) -> None:
+    disk, calls = tmp_path / "disk.qcow2", 0
+    await make_disk(disk, seed)
+    task: asyncio.Task[ImageRef]
+
+    async def before(name: str, key: str) -> None:
+        nonlocal calls
+        if name == "part":
+            calls += 1
+            if calls == 5 and where == "part":
+                raise WorkRetryable("the store is away")
+            if calls == 5 and where == "cancel":
+                task.cancel()
+        if name == "complete" and where == "complete":
+            raise WorkFailed("no")
+
+    store._bucket.before = before
+    task = asyncio.create_task(write(disk, store, part=MIB))
+    with pytest.raises(asyncio.CancelledError if where == "cancel" else WorkFailed):
+        await task
+    store._bucket.before = None
+    assert [entry async for entry in store.list("")] == []
+    assert list(await store.unfinished("")) == []
+
+
+async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
+    disk, now, most = tmp_path / "disk.qcow2", 0, 0
+    await make_disk(disk, seed)
+
+    async def before(name: str, key: str) -> None:
+        nonlocal now, most
+        if name == "part":
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.05)
+            now -= 1
+
+    store._bucket.before = before
+    await write(disk, store, part=MIB, workers=3)
+    assert most == 3

@@ -51,7 +51,7 @@ async def main(names: list[str]) -> int:
         s3 = await asyncio.to_thread(start_seaweedfs)
         try:
             if "backup" in names:
-                tell(await backup.run(s3))
+                tell(await backup.run(s3), await backup.run_restore(s3), await backup.run_compressed(s3))
             if "incremental" in names:
                 tell(await incremental.run(s3))
         finally:

@@ -7,6 +7,7 @@ cancelled. Refuses to know how orders come and reports go: that is `runtime`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets,
         "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
     if order.compression not in ("", "zstd"):
         raise Refused(f"{order.compression} is no compression that this agent knows", field="compression", remedy="none or zstd")
-    whole = write_compressed if order.compression else write_image
+    record = tools.record(order.work_name)  # a compressed object's parts depend on all before them: it begins again
+    whole: Any = write_compressed if order.compression else partial(write_image, record=record)
     if order.parent is None:
         async with both(tools.store(order.store, secrets), tools.hypervisor.open(path, tag=order.tag)) as (store, device):
             return ImageResult(image=await whole(device, store, **where))
@@ -135,7 +137,8 @@ async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets,
             changed = await changes(tools.hypervisor, path, order.parent_tag)
             async with tools.hypervisor.open(path, tag=order.tag) as device:
                 await usable(store, order.parent, device.size, order.key)
-                return ImageResult(image=await write_delta(device, changed, order.parent, store, **where))
+                return ImageResult(image=await write_delta(device, changed, order.parent, store, record=record,
+                                                                     **where))
         except Untracked as why:
             reason = why.failure.cause
         async with tools.hypervisor.open(path, tag=order.tag) as device:

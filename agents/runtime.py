@@ -8,6 +8,7 @@ process for each agent name on a host, by a lock on its folder. Refuses to know 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 from uuid import UUID
 
+from agents import transfer_record
 from agents.grants import Grants
 from agents.journal import DONE, OPEN, REFUSED, RELEASED, Entry, Journal
 from agents.leftovers import cleaning
@@ -70,6 +72,11 @@ class AgentConfig:
     state_dir: Path
     token: bytes
     transfers: int = 4
+
+    @property
+    def records(self) -> Path:
+        """Folder of the records by which the mover resumes transfers."""
+        return self.state_dir / "transfers"
 
 
 @dataclass(eq=False)
@@ -132,7 +139,9 @@ class AgentRuntime:
     async def start(self) -> None:
         """Lock, resume, say hello, take orders. Raises Refused when this agent runs already."""
         await asyncio.to_thread(self._take_lock)
-        for entry in await self._journal.entries(OPEN):
+        opened = await self._journal.entries(OPEN)
+        await asyncio.to_thread(transfer_record.sweep, self.config.records, {f"{one.work_id}.{one.attempt}" for one in opened})
+        for entry in opened:
             self._begin(_Run(_order(entry), entry.payload, cancelled=entry.cancelled, dirty=True))
         self._loops = [asyncio.create_task(loop(), name=f"agent-{name}") for name, loop in (
             ("inbox", self._take_in), ("hello", self._hello), ("remind", self._remind), ("progress", self._tell))]
@@ -329,6 +338,8 @@ class AgentRuntime:
             except sqlite3.Error:  # a full disk: nothing may be said that a restart would not know
                 log.exception("a report could not be journaled", extra={"action": "journal_failed"})
                 await asyncio.sleep(1.0)
+        with contextlib.suppress(OSError):  # the next start sweeps
+            await asyncio.to_thread(transfer_record.forget, self.config.records, order.work_name)
         if wanted:
             await self._send(order, report)
         hit("agent.after_report_before_release")

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from agents.hypervisors.base import Hypervisor
@@ -20,6 +21,7 @@ from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
+from agents.transfer_record import TransferRecord
 from agents.uninterrupted import to_the_end
 from agents.url_guard import UrlGuard, parse_allow
 from schema.failure import Refused
@@ -59,6 +61,8 @@ class Toolbox:
     download_allow: str = ""
     workers: int = 4
     """Parts of one transfer that are on their way at once."""
+    records: str = ""
+    """Folder of the records by which transfers are resumed; empty: they begin again."""
     _hypervisor: Hypervisor | None = field(default=None, repr=False)
 
     @property
@@ -72,6 +76,10 @@ class Toolbox:
     def guard(self) -> UrlGuard:
         """The URL guard with this installation's exceptions."""
         return UrlGuard(parse_allow(self.download_allow))
+
+    def record(self, work: str) -> TransferRecord | None:
+        """The record of one attempt's transfer."""
+        return TransferRecord(Path(self.records), work) if self.records else None
 
     def primary(self, spec: PrimarySpec) -> PrimaryStore:
         """The primary store of an order."""

@@ -157,7 +157,7 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
     key = await asyncio.to_thread(load_or_create_key, state_dir / "agent.key")
     config = AgentConfig(name=name, zone_id=zone_id, state_dir=state_dir, transfers=settings.transfers,
                          token=await asyncio.to_thread(agent_token, settings), **about)
-    mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight,
+    mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight, "records": str(config.records),
                    "hypervisor_name": about.get("hypervisor", "kvm").lower()})
     runtime = AgentRuntime(config, transport, mover, AgentGrants(name, key, transport))
     await runtime.start()

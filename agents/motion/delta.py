@@ -22,6 +22,7 @@ from agents.motion.base import Progress
 from agents.motion.direct import BAD_OBJECT, RANGE, WORKERS, read_image, write_image
 from agents.motion.parallel import parallel
 from agents.qcow2 import BACKING_MAX, CLUSTER, Layout, Tables, touched
+from agents.transfer_record import TransferRecord
 from agents.uninterrupted import in_thread
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageFormat, ImageRef, Manifest
@@ -73,7 +74,7 @@ def _without(spans: Sequence[Span], gone: Sequence[Span]) -> list[Span]:
 
 async def write_delta(device: BlockDevice, changed: Sequence[Extent], parent: ImageRef, store: ImageStore, *, store_id: UUID,
                       key: str, kind: str, thing_id: UUID, job_id: UUID, work: str, installation: str, progress: Progress,
-                      workers: int = WORKERS) -> ImageRef:
+                      workers: int = WORKERS, record: TransferRecord | None = None) -> ImageRef:
     """Write what `changed` says of the device to `key` as a delta of `parent`, with its manifest.
 
     The layout belongs to this one try: when the same order is done again, the disk may have been written meanwhile and more of
@@ -82,7 +83,8 @@ async def write_delta(device: BlockDevice, changed: Sequence[Extent], parent: Im
     extents = await device.extents()
     layout = await asyncio.to_thread(delta_layout, device.size, extents, changed, backing_name(key, parent.key))
     return await write_image(device, store, store_id=store_id, key=key, kind=kind, thing_id=thing_id, job_id=job_id, work=work,
-                             installation=installation, progress=progress, workers=workers, layout=layout, parent=parent.key)
+                             installation=installation, progress=progress, workers=workers, layout=layout, parent=parent.key,
+                             record=record)
 
 
 async def changes(hypervisor: Hypervisor, path: str, name: str) -> Sequence[Extent]:

@@ -19,10 +19,13 @@ from uuid import UUID
 from agents import manifest as manifests
 from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
+from agents.motion import resuming
 from agents.motion.base import Progress
 from agents.motion.parallel import parallel
+from agents.motion.resuming import identity
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
+from agents.transfer_record import TransferRecord
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, WorkFailed
 from schema.image import ImageFormat, ImageRef, Manifest
@@ -56,10 +59,12 @@ def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
 async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID, key: str, kind: str, thing_id: UUID,
                       job_id: UUID,
                       work: str, installation: str, progress: Progress, workers: int = WORKERS,
-                      part: int | None = None, layout: Layout | None = None, parent: str = "") -> ImageRef:
+                      part: int | None = None, layout: Layout | None = None, parent: str = "",
+                      record: TransferRecord | None = None) -> ImageRef:
     """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then.
 
-    With `layout`, what that says and no more, as a delta of the object `parent`."""
+    With `layout`, what that says and no more, as a delta of the object `parent`. With `record`, parts that a process which
+    was killed had written of the same transfer are not written again: the device's content must not have changed since."""
     if layout is None:
         progress("scan", 0, 0)
         extents = await device.extents()
@@ -74,22 +79,31 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
 
     async def one(number: int) -> None:
         nonlocal done
+        if digests[number]:
+            return
         assert upload is not None
         offset = number * size
         buffer = free.pop() if free else bytearray(size)
         view = memoryview(buffer)[:min(size, layout.size - offset)]
         await _fill(device, layout, offset, view)
         digests[number] = await in_thread(_sha256, view)
-        await upload.part(number + 1, view, sha256=digests[number])
+        acknowledged = await upload.part(number + 1, view, sha256=digests[number])
+        if record is not None and acknowledged is not None:
+            await record.add(number + 1, digests[number], acknowledged)
         free.append(buffer)  # the store has it: the next part takes its room, which new memory would cost the kernel
         done += len(view)
         progress("write", done, layout.size)
 
     try:
-        upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
+        about = await asyncio.to_thread(identity, store_id, key, size, layout) if record is not None else ""
+        upload, kept = await resuming.begin(store, key, part_size=size, size=layout.size, about=about, record=record)
+        for number, sha256 in kept.items():
+            digests[number - 1] = sha256
+            done += min(size, layout.size - (number - 1) * size)
         await parallel(count, max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, layout.size)
-        await upload.complete(layout.size)
+        if upload is not None:
+            await upload.complete(layout.size)
         root = manifests.root_of(digests)
         await manifests.write_manifest(store, Manifest(
             installation=installation, kind=kind, thing_id=thing_id, job_id=job_id, work=work, key=key,

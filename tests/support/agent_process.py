@@ -62,8 +62,8 @@ async def main() -> None:
     for partition in range(PARTITIONS):
         await transport.consume(work(partition), report)
     await transport.consume(progress(), tell)
-    mover = Mover({"download_allow": allow, "workers": 2})
     config = AgentConfig(name=NAME, zone_id=UUID(int=9), roles=("storage",), state_dir=state, token=b"token")
+    mover = Mover({"download_allow": allow, "workers": 2, "records": str(config.records)})
     runtime = AgentRuntime(config, transport, mover, grants)
     await runtime.start()
     watch = asyncio.create_task(_tell_mover(mover))

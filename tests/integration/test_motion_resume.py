@@ -1,0 +1,202 @@
+"""A transfer that was killed goes on where it was: a real agent or mover is killed -9, and the bytes through the proxy are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores.base import ImageStore
+from agents.image_stores.memory import MemoryImageStore
+from agents.image_stores.registry import open_store
+from agents.manifest import verify_object
+from agents.motion.direct import PART, write_image
+from agents.mover import Mover, MoverDied
+from agents.transfer_record import TransferRecord, forget, sweep
+from schema.agent import WriteSnapshot
+from schema.image import DiskRef, ImageRef, PrimarySpec, StoreSpec
+from schema.message import Order
+from tests.services.s3_fixture import s3_server, s3_spec
+from tests.services.s3_proxy import S3Proxy
+from tests.services.seaweedfs import SeaweedFS
+from tests.support.images import MIB, img, make_disk
+
+__all__ = ["s3_server"]
+pytestmark = [pytest.mark.needs_qemu, pytest.mark.usefixtures("qemu")]
+SEED, ROUNDS = int(os.environ.get("STOREBUS_SEED", "1")), int(os.environ.get("STOREBUS_SOAK_N", "0"))
+WORKERS = 2
+DATA = 12 * PART
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> Path:
+    """A disk with a snapshot `t` of its content."""
+    (tmp_path / "primary").mkdir()
+    path = tmp_path / "primary" / "disk.qcow2"
+    await make_disk(path, 2 * DATA, [(0, DATA)])
+    await KvmHypervisor().take_snapshot(str(path), "t")
+    return path
+
+
+@pytest.fixture
+async def proxy(s3_server: SeaweedFS) -> AsyncIterator[S3Proxy]:
+    async with S3Proxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+def order(disk: Path, store: StoreSpec) -> WriteSnapshot:
+    """Write its snapshot into the store."""
+    primary = PrimarySpec(id=uuid4(), name="p", kind="folder", path=str(disk.parent), zone_id=uuid4(), agent="a")
+    return WriteSnapshot(job_id=uuid4(), work_id=uuid4(), agent="a", reply_key="k", tag="t", store=store,
+                         key=f"{store.prefix}/snapshots/{uuid4()}", thing_id=uuid4(),
+                         disk=DiskRef(primary=primary, volume_id=uuid4(), path=disk.name, virtual_size=2 * DATA))
+
+
+async def killed_now_and_then(one: Order, secrets: dict[str, str], folder: str, after: list[int]) -> Any:
+    """Do the order; the mover is killed -9 when it said that so many parts are acknowledged, each of `after` once. Its answer."""
+    payload = one.model_dump_json().encode()
+    while True:
+        mover = Mover({"workers": WORKERS, "records": folder})
+
+        def watch(stage: str, done: int, total: int, mover: Mover = mover) -> None:
+            if after and done >= after[0] * PART:
+                after.pop(0)
+                mover.kill()
+
+        try:
+            with contextlib.suppress(MoverDied):
+                return await mover.run(one, payload, secrets, watch)
+        finally:
+            await mover.aclose()
+
+
+async def same(store: ImageStore, image: ImageRef, disk: Path, target: Path) -> None:
+    """The object has the bytes of the snapshot, and verifies."""
+    await verify_object(store, image.key)
+    with target.open("wb") as file:
+        for at in range(0, image.physical_size, PART):
+            file.write(await store.read(image.key, at, min(PART, image.physical_size - at)))
+    img("convert", "-f", "qcow2", "-O", "raw", "-l", "t", str(disk), f"{target}.raw")
+    img("compare", "-f", "qcow2", "-F", "raw", str(target), f"{target}.raw")
+
+
+@pytest.mark.needs_s3
+async def test_kill_9_of_the_mover_sends_again_at_most_a_part_per_worker(disk: Path, tmp_path: Path, s3_server: SeaweedFS,
+                                                                       proxy: S3Proxy) -> None:
+    spec, secrets = s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key}
+    proxy.rate = 24 * MIB
+    after = [3, 7]
+    answer = await killed_now_and_then(order(disk, spec), secrets, str(tmp_path / "records"), after)
+    assert after == [], "it was killed twice"
+    image = ImageRef.model_validate(answer["result"]["image"])
+    again = proxy.bytes_up - image.physical_size
+    assert again < (2 * WORKERS + 1) * PART, f"{again} bytes were sent again for two kills"  # and requests, and a manifest
+    assert image.physical_size < proxy.bytes_up
+    proxy.heal()
+    store = await open_store(spec, secrets)
+    await same(store, image, disk, tmp_path / "object")
+    assert await store.unfinished(spec.prefix) == []
+    await store.delete(image.key)
+    await store.aclose()
+
+
+async def test_random_kills_into_a_folder_leave_the_object_and_nothing_else(disk: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    spec = StoreSpec(id=UUID(int=1), name="f", provider="folder", url=f"folder://{root}", prefix="inst")
+    store, dice = await open_store(spec, {}), random.Random(SEED)
+    await store.test("inst/probe")
+    killed = 0
+    for _ in range(max(2, ROUNDS)):
+        one = order(disk, spec)
+        kills = sorted(dice.sample(range(1, 6), 2))
+        answer = await killed_now_and_then(one, {}, str(tmp_path / "records"), kills)
+        killed += 2 - len(kills)
+        image = ImageRef.model_validate(answer["result"]["image"])
+        await same(store, image, disk, tmp_path / "object")
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {".storebus-mount"}
+        assert found == {image.key, f"{image.key}.manifest.json"}
+        await store.delete(f"{image.key}.manifest.json")
+        await store.delete(image.key)
+    assert killed, "none was killed"
+
+
+class Interrupted(Exception):
+    """Stands for a kill: nothing cleans up after it."""
+
+
+class TestWhatIsTrusted:
+    """The record and the store's list, each wrong in turn. In memory, where every part is seen."""
+
+    async def _run(self, disk: Path, store: MemoryImageStore, record: TransferRecord, key: str, stop: int = 0) -> list[int]:
+        """Numbers of the parts that were sent. With `stop`, as if killed when so many were."""
+        sent: list[int] = []
+
+        async def before(operation: str, _: str) -> None:
+            if operation == "part":
+                if stop and len(sent) == stop:
+                    raise Interrupted
+                sent.append(1)
+            elif stop and operation in ("abort", "delete"):
+                raise Interrupted
+
+        store._bucket.before = before
+        try:
+            async with KvmHypervisor().open(str(disk), tag="t") as device:
+                await write_image(device, store, store_id=UUID(int=1), key=key, kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
+                                  work="w.1", installation="i", progress=lambda *_: None, workers=1, record=record)
+        except Interrupted:
+            assert stop
+        store._bucket.before = None
+        return sent
+
+    @pytest.fixture
+    async def store(self) -> MemoryImageStore:
+        return await MemoryImageStore.open(
+            StoreSpec(id=uuid4(), name="s", provider="memory", url=f"memory://{uuid4()}", prefix="p"), {})
+
+    @pytest.mark.parametrize("how", ["nothing", "torn", "other", "changed", "unlisted", "empty", "whole"])
+    async def test_only_what_both_say(self, disk: Path, tmp_path: Path, store: MemoryImageStore, how: str) -> None:
+        record, path, key = TransferRecord(tmp_path / "records", "w.1"), tmp_path / "records" / "w.1.parts", f"{uuid4()}/s"
+        assert len(await self._run(disk, store, record, key, stop=5)) == 5
+        total, (_, parts) = 13, next(iter(store._bucket.uploads.values()))
+        assert sorted(parts) == [1, 2, 3, 4, 5]
+        expected = total - 5
+        match how:
+            case "torn":
+                path.write_bytes(path.read_bytes()[:-9])
+                expected += 1
+            case "other":
+                path.write_text(path.read_text().replace('"about": "', '"about": "0'))
+                expected = total
+            case "changed":
+                parts[2] = bytes(len(parts[2]))
+                expected += 1
+            case "unlisted":
+                del parts[3]
+                expected += 1
+            case "empty":
+                path.unlink()
+                expected = total
+            case "whole":
+                assert len(await self._run(disk, store, record, key)) == expected
+                expected = 0
+        assert len(await self._run(disk, store, record, key)) == expected
+        await verify_object(store, key)
+        assert store._bucket.uploads == {}
+
+    def test_records_are_removed(self, tmp_path: Path) -> None:
+        for name in ("a.1.parts", "a.2.parts", "b.1.parts", "b.1.new"):
+            (tmp_path / name).write_text(json.dumps({}))
+        forget(tmp_path, "a.1")
+        assert not (tmp_path / "a.1.parts").exists()
+        sweep(tmp_path, {"a.2"})
+        assert [path.name for path in tmp_path.iterdir()] == ["a.2.parts"]

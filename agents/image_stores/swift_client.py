@@ -145,13 +145,23 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=2, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
-        options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, BLOCK))
-        super().init_poolmanager(connections, maxsize, block, blocksize=BLOCK, socket_options=options, **kwargs)
-        manager: Any = self.poolmanager
+        super().init_poolmanager(connections, maxsize, block, **_sending(), **kwargs)
+        self._watch(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return self._watch(super().proxy_manager_for(proxy, **_sending(), **kwargs))
+
+    def _watch(self, manager: Any) -> Any:
         manager.pool_classes_by_scheme = {"http": _pool(HTTPConnectionPool, self._line),
                                           "https": _pool(HTTPSConnectionPool, self._line)}
+        return manager
+
+
+def _sending() -> dict[str, Any]:
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, BLOCK))
+    return {"blocksize": BLOCK, "socket_options": options}
 
 
 def _pool(kind: type[HTTPConnectionPool], line: Line) -> type[HTTPConnectionPool]:

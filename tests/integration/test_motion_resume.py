@@ -24,9 +24,12 @@ from agents.transfer_record import TransferRecord, forget, sweep
 from schema.agent import WriteSnapshot
 from schema.image import DiskRef, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Order
+from tests.integration import test_agent_kill
+from tests.services.http_files import http_files
 from tests.services.s3_fixture import s3_server, s3_spec
 from tests.services.s3_proxy import S3Proxy
 from tests.services.seaweedfs import SeaweedFS
+from tests.support.agent_process import NAME
 from tests.support.images import MIB, img, make_disk
 
 __all__ = ["s3_server"]
@@ -102,6 +105,38 @@ async def test_kill_9_of_the_mover_sends_again_at_most_a_part_per_worker(disk: P
     assert image.physical_size < proxy.bytes_up
     proxy.heal()
     store = await open_store(spec, secrets)
+    await same(store, image, disk, tmp_path / "object")
+    assert await store.unfinished(spec.prefix) == []
+    await store.delete(image.key)
+    await store.aclose()
+
+
+@pytest.mark.needs_s3
+async def test_kill_9_of_the_agent_and_the_journaled_order_goes_on(disk: Path, tmp_path: Path, s3_server: SeaweedFS, proxy: S3Proxy,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_agent_kill, "SECRET", s3_server.secret_key)
+    spec = s3_spec(s3_server, endpoint=proxy.endpoint, secretkey=test_agent_kill.REF)
+    one = order(disk, spec).model_copy(update={"agent": NAME})
+    proxy.rate = 24 * MIB
+    with http_files() as files:
+        agent = test_agent_kill.Agent(tmp_path, files)
+        record = tmp_path / "state" / "transfers" / f"{one.work_name}.parts"
+        await agent.start()
+        await agent.give(one)
+        await agent.until(lambda: record.exists() and record.read_bytes().count(b"\n") > 5)  # the first line is no part
+        await agent.kill()
+        await agent.until(lambda: all(test_agent_kill.gone(pid) for pid in agent.movers))
+        kept = record.read_bytes().count(b"\n") - 1
+        before = proxy.bytes_up
+        proxy.rate = None
+        await agent.start()
+        assert await agent.end(one) == "work.completed", agent.last(one)
+        image = ImageRef.model_validate(agent.last(one)["result"]["image"])
+        assert proxy.bytes_up - before < image.physical_size - (kept - 1) * PART, "what was recorded is not sent again"
+        assert proxy.bytes_up - image.physical_size < (WORKERS + 1) * PART
+        await agent.until(lambda: not record.exists())
+        await agent.stop()
+    store = await open_store(s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key})
     await same(store, image, disk, tmp_path / "object")
     assert await store.unfinished(spec.prefix) == []
     await store.delete(image.key)

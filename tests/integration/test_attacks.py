@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -148,6 +150,17 @@ async def test_what_serves_a_disk_is_limited_and_alone(qemu: None, tmp_path: Pat
             pytest.skip("this host allows no network namespace: `unshare --net` as root, or unprivileged user namespaces")
         assert (about / "ns" / "net").readlink() != Path("/proc/self/ns/net").readlink()
         assert [line.split(":")[0].strip() for line in (about / "net" / "dev").read_text().splitlines()[2:]] == ["lo"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to take away")
+def test_where_namespaces_are_forbidden_the_rest_holds() -> None:
+    """As in a container: root without CAP_SYS_ADMIN."""
+    code = "from agents import sandbox; print(sandbox.isolated(), *sandbox.wrapped(['qemu-img', 'info', '-f', 'raw', '/x'], memory=1 << 30))"
+    less = ["setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin"]
+    said = subprocess.run([*less, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == "False" and "unshare" not in said
+    status = subprocess.run([*less, *said[1:said.index("qemu-img")], "cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    assert "NoNewPrivs:\t1\n" in status and "CapEff:\t0000000000000002\n" in status
 
 
 @pytest.mark.needs_qemu

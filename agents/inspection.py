@@ -123,8 +123,9 @@ class Inspection:
             qcow2_header.prove_sound(self._front)
 
     def _cap(self, virtual_size: int) -> None:
-        if not 0 < virtual_size <= self.max_virtual_size:
-            raise BadParameter(f"the image's virtual size is {virtual_size} bytes; 1 to {self.max_virtual_size} are taken",
+        least = 0 if self.declared is ImageFormat.QCOW2 else 1  # an empty answer is no raw image; an empty disk says what it is
+        if not least <= virtual_size <= self.max_virtual_size:
+            raise BadParameter(f"the image's virtual size is {virtual_size} bytes; {least} to {self.max_virtual_size} are taken",
                                field="url")
 
     def finish(self, size: int = 0) -> int:

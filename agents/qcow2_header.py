@@ -57,9 +57,9 @@ def prove_sound(front: bytes) -> None:
 
 
 def _places(cluster: int, tables: list[tuple[str, int, int]]) -> None:
-    """Tables begin with a cluster, behind the header, and are apart from each other."""
+    """Tables begin with a cluster, behind the header, and are apart from each other. One without entries lies nowhere."""
     end, before = cluster, "the header"
-    for what, at, length in sorted(tables, key=lambda table: table[1]):
+    for what, at, length in sorted((table for table in tables if table[2]), key=lambda table: table[1]):
         if at % cluster:
             raise _bad(f"{what} does not begin with a cluster")
         if at < end:

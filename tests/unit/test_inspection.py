@@ -63,7 +63,6 @@ CRAFTED: dict[str, tuple[bytes, ImageFormat, str]] = {
     "version 4": (qcow2(version=4), QCOW2, "version|safe"),
     "1 EiB": (qcow2(size=1 << 60, l1_size=1), QCOW2, "virtual size"),
     "8 EiB": (qcow2(size=(1 << 63) + 512, l1_size=1), QCOW2, "virtual size"),
-    "no size": (qcow2(size=0), QCOW2, "virtual size"),
     "over the cap": (qcow2(size=CAP + 512), QCOW2, "virtual size"),
     "tiny clusters": (qcow2(bits=8), QCOW2, "clusters"),
     "giant clusters": (qcow2(bits=22, size=1 << 20, l1_size=1), QCOW2, "clusters"),

@@ -1,4 +1,4 @@
-"""The pytest fixture `swift_server`: the process's one Swift, or a skip (on a laptop) or failure (where required)."""
+"""The pytest fixture `swift_server`: the process's one Swift, or a skip: it is optional, since it needs an environment of its own."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def swift_server() -> SwiftServer:
     try:
         return shared_swift()
     except SwiftMissing as missing:
-        if os.environ.get("CI") or os.environ.get("STOREBUS_REQUIRE_SERVICES"):
+        if os.environ.get("STOREBUS_REQUIRE_SERVICES"):
             pytest.fail(str(missing))
-        pytest.skip(str(missing))
+        pytest.skip(f"{missing} (optional)")
 
 
 def swift_spec(server: SwiftServer, *, prefix: str = "", url: str = "", **details: str) -> StoreSpec:

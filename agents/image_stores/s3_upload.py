@@ -99,8 +99,10 @@ class S3Upload:
         self._parts[number] = ({"ETag": f'"{info.etag}"', **says}, info.size)
 
     async def _list(self) -> dict[int, PartInfo] | None:
-        """What the store lists of this upload; None when it is gone."""
+        """What the store lists of this upload; None when it is gone. A part listed with two contents (SeaweedFS keeps what was
+        sent before, in no order) is left out: nobody knows which one counts."""
         found: dict[int, PartInfo] = {}
+        doubtful: set[int] = set()
         marker = 0
         for _ in range(self._store.limits.max_parts + 1):  # a page has one part at least
             page = await self._store.ask(f"list the parts of {self._key}", functools.partial(
@@ -108,11 +110,13 @@ class S3Upload:
                 MaxParts=self._store.page_size, PartNumberMarker=marker), absent=("NoSuchUpload", "NoSuchKey"))
             if page is None:
                 return None
-            found.update((int(entry["PartNumber"]), PartInfo(size=int(entry["Size"]), etag=_bare(str(entry["ETag"]))))
-                         for entry in page.get("Parts", []))
+            for entry in page.get("Parts", []):
+                number, info = int(entry["PartNumber"]), PartInfo(size=int(entry["Size"]), etag=_bare(str(entry["ETag"])))
+                if found.setdefault(number, info) != info:
+                    doubtful.add(number)
             following = int(page.get("NextPartNumberMarker") or 0) if page.get("IsTruncated") else 0
             if not following:
-                return found
+                return {number: info for number, info in found.items() if number not in doubtful}
             if following <= marker:
                 break
             marker = following

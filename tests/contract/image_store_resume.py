@@ -132,9 +132,10 @@ class ResumeContract:
         again = await self._resume(store, key, size)  # whoever resumes twice
         assert again is not None
         found = await again.parts()
-        assert found[1] == said[1] and found[2] != said[2]
-        await again.part(2, data(size, 2))
-        assert await again.parts() == said
+        assert found[1] == said[1]
+        assert found.get(2) != said[2], "it is another one, or left out where the store lists both"
+        assert await again.part(2, data(size, 2)) == said[2]
+        assert (await again.parts()).get(2) in (said[2], None)
         await again.keep(1, sha256=hashlib.sha256(data(size, 1)).hexdigest())
         await again.complete(2 * size)
         assert await store.read(key, size, size) == data(size, 2)

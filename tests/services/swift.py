@@ -23,6 +23,8 @@ INSTALL = "run: scripts/setup test"
 GIVEN = "STOREBUS_TEST_SWIFT_PYTHON"
 """Variable: the interpreter of an environment that has the package `swift`."""
 READY_S = 60.0
+SEGMENTS = 32
+"""Of the largest manifest: few, so that small tests need manifests of manifests."""
 _TRIES = 3
 _LAUNCHER = Path(__file__).with_name("swift_processes.py")
 
@@ -81,12 +83,12 @@ class SwiftServer:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def start_swift(*, parent: Path | None = None) -> SwiftServer:
-    """Start Swift on free ports with a fresh directory below `parent`. Blocks until a real put, get and delete succeeded:
+def start_swift(*, parent: Path | None = None, segments: int = SEGMENTS) -> SwiftServer:
+    """Start Swift on free ports with a fresh directory below `parent`; its manifests have `segments` at most. Blocks until a real put, get and delete succeeded:
     3 to 8 s. Raises SwiftMissing or SwiftFailed."""
     python = find_swift()
     for attempt in range(_TRIES):
-        server = _spawn(python, parent)
+        server = _spawn(python, parent, segments)
         try:
             _wait_ready(server)
         except SwiftFailed:
@@ -101,11 +103,11 @@ def start_swift(*, parent: Path | None = None) -> SwiftServer:
     raise AssertionError("unreachable")
 
 
-def _spawn(python: Path, parent: Path | None) -> SwiftServer:
+def _spawn(python: Path, parent: Path | None, segments: int) -> SwiftServer:
     root = Path(tempfile.mkdtemp(prefix="swift-", dir=parent))
     ports = _free_ports(4)
     with (root / "starter.log").open("wb") as log:
-        process = subprocess.Popen([str(python), "-P", str(_LAUNCHER), "all", str(root), *map(str, ports)], stdin=subprocess.PIPE,
+        process = subprocess.Popen([str(python), "-P", str(_LAUNCHER), "all", str(root), str(segments), *map(str, ports)], stdin=subprocess.PIPE,
                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     return SwiftServer(url=f"http://127.0.0.1:{ports[0]}/auth/v1.0", account="test", username="tester", key="testing",
                        root=root, process=process)

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("account", "container", "object")
-SEGMENTS = 32
-"""Largest manifest that this Swift takes: few, so that small tests need manifests of manifests."""
-
 _SWIFT = """[swift-hash]
 swift_hash_path_prefix = storebus
 swift_hash_path_suffix = storebus
@@ -52,7 +49,7 @@ _OWN = {
     "tempurl": "use = egg:swift#tempurl\nmethods = GET HEAD PUT POST DELETE\nallowed_digests = sha1 sha256 sha512",
     "tempauth": ("use = egg:swift#tempauth\nuser_test_tester = testing .admin\nuser_test_reader = reading\n"
                  "storage_url_scheme = http"),
-    "slo": f"use = egg:swift#slo\nmax_manifest_segments = {SEGMENTS}",
+    "slo": "use = egg:swift#slo\nmax_manifest_segments = {segments}",
 }
 _PROXY = """[DEFAULT]
 bind_ip = 127.0.0.1
@@ -70,7 +67,7 @@ allow_account_management = true
 """
 
 
-def write(root: Path, ports: dict[str, int]) -> None:
+def write(root: Path, ports: dict[str, int], segments: int) -> None:
     """Configuration and rings for one device on these ports."""
     import pwd
 
@@ -90,7 +87,8 @@ def write(root: Path, ports: dict[str, int]) -> None:
         builder.get_ring().save(str(etc / f"{kind}.ring.gz"))
     text = _PROXY.format(port=ports["proxy"], user=user, etc=etc, filters=" ".join(_FILTERS))
     for name in _FILTERS:
-        text += f"[filter:{name}]\n" + _OWN.get(name, "use = egg:swift#" + name).format(forget=root / "forget") + "\n"
+        text += f"[filter:{name}]\n" + _OWN.get(name, "use = egg:swift#" + name).format(
+            forget=root / "forget", segments=segments) + "\n"
     (etc / "proxy-server.conf").write_text(text)
 
 
@@ -171,9 +169,9 @@ def serve_one(kind: str, root: Path) -> int:
     return int(run_wsgi(str(root / "etc" / f"{kind}-server.conf"), f"{kind}-server", verbose=True) or 0)
 
 
-def serve_all(root: Path, ports: dict[str, int]) -> None:
-    """All four until standard input ends: then they are killed, and this process ends."""
-    write(root, ports)
+def serve_all(root: Path, ports: dict[str, int], segments: int) -> None:
+    """All four, whose largest manifest has so many segments, until standard input ends: then they are killed, and this process ends."""
+    write(root, ports, segments)
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
     running = []
     try:
@@ -191,6 +189,6 @@ def serve_all(root: Path, ports: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "all":
-        serve_all(Path(sys.argv[2]), dict(zip(("proxy", *KINDS), map(int, sys.argv[3:]), strict=True)))
+        serve_all(Path(sys.argv[2]), dict(zip(("proxy", *KINDS), map(int, sys.argv[4:]), strict=True)), int(sys.argv[3]))
     else:
         sys.exit(serve_one(sys.argv[1], Path(sys.argv[2])))

@@ -6,6 +6,7 @@ cancelled. Refuses to know how orders come and reports go: that is `runtime`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -45,15 +46,18 @@ SUFFIX = "qcow2"
 
 async def check_store(order: TestImageStore, tools: Toolbox, secrets: Secrets, progress: Progress) -> StoreTested:
     """Try everything that a store is needed for, on a probe that is gone afterwards."""
+    loop, opening = asyncio.get_running_loop(), True
+    begun = loop.time()
     try:
         async with tools.store(order.store, secrets) as store:
             progress("test", 0, 0)
-            await store.test(f"{order.store.prefix}/probe/{order.work_name}")
-            return StoreTested(capabilities=sorted(store.CAPABILITIES))
-    except Refused:
-        raise
+            since, opening = loop.time(), False
+            steps = list(await store.test(f"{order.store.prefix}/probe/{order.work_name}"))
+            steps = [f"connect: passed, {(since - begun) * 1000:.0f} ms", *steps]
+            return StoreTested(capabilities=sorted(store.CAPABILITIES), steps=steps)
     except Failed as error:  # away for now is a reason not to add it; the caller may ask again
-        raise Refused(error.failure.cause, field=error.failure.field, remedy=error.failure.remedy) from None
+        cause = f"test step connect: {error.failure.cause}" if opening else error.failure.cause
+        raise Refused(cause, field=error.failure.field, remedy=error.failure.remedy) from None
 
 
 async def fetch_image(order: FetchImage, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:

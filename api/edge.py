@@ -200,7 +200,8 @@ class Edge:
         if not command.item:
             return {"success": True}
         thing_id = str(derive(job_id, command.noun))
-        return {command.item: await self.lists.object(command.noun, thing_id) or {"id": thing_id}}
+        more = {name: value for name, value in (row["result"] or {}).items() if name not in ("noun", "id")}
+        return {command.item: (await self.lists.object(command.noun, thing_id) or {"id": thing_id}) | more}
 
     async def _appeared(self, command: ApiCommand, message: Command, job_id: UUID) -> dict[str, Any]:
         """The answer of registerTemplate: a list with the thing as it is now, and its job."""

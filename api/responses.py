@@ -23,7 +23,8 @@ ENDED = ("completed", "failed", "cancelled")
 FIELDS: dict[str, dict[str, str]] = {
     "imagestore": {
         "id": "string", "name": "string", "url": "string", "protocol": "string", "providername": "string",
-        "scope": "string", "zoneid": "string", "zonename": "string", "readonly": "boolean", "hasannotations": "boolean"},
+        "scope": "string", "zoneid": "string", "zonename": "string", "readonly": "boolean", "hasannotations": "boolean",
+        "tested": "list"},
     "template": {
         "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
         "isextractable": "boolean", "isready": "boolean", "crossZones": "boolean", "created": "date", "removed": "date",

@@ -14,7 +14,7 @@ from uuid import UUID
 from handlers import placement
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
-from schema.agent import ProviderSpec, TestImageStore
+from schema.agent import ProviderSpec, StoreTested, TestImageStore
 from schema.failure import BadParameter, Failure, InUse
 from schema.ids import derive
 from schema.image import StoreSpec
@@ -25,6 +25,7 @@ from schema.image_store import (
     ImageStoreDeleted,
     ImageStoreRejected,
     ImageStoreRequested,
+    ImageStoreTested,
     ImageStoreUpdated,
     UpdateImageStore,
 )
@@ -32,6 +33,7 @@ from schema.message import Command, Event, Order, Secret
 
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("", ImageStoreRequested.TYPE): "Testing",
+    ("Testing", ImageStoreTested.TYPE): "Testing",
     ("Testing", ImageStoreAdded.TYPE): "Ready",
     ("Testing", ImageStoreRejected.TYPE): "Rejected",
     ("Ready", ImageStoreUpdated.TYPE): "Ready",
@@ -50,6 +52,8 @@ class ImageStoreState:
     scope: str
     job_id: UUID
     read_only: bool = False
+    steps: tuple[str, ...] = ()
+    """What the steps of its test found."""
 
 
 def evolve(state: ImageStoreState | None, event: Event) -> ImageStoreState:
@@ -61,6 +65,8 @@ def evolve(state: ImageStoreState | None, event: Event) -> ImageStoreState:
         return ImageStoreState(status=status, spec=event.store, zone_id=event.zone_id, scope=event.scope,
                                job_id=event.job_id)
     assert state is not None
+    if isinstance(event, ImageStoreTested):
+        return replace(state, status=status, steps=tuple(event.steps))
     if isinstance(event, ImageStoreUpdated):
         spec = state.spec.model_copy(update={"name": event.name or state.spec.name})
         return replace(state, status=status, spec=spec,
@@ -114,7 +120,7 @@ class AddFlow:
     subject, placed, cancellable = "image_store", True, True
 
     def __init__(self) -> None:
-        self.steps = (Step(name="test", order=self._test, attempts=1),)
+        self.steps = (Step(name="test", order=self._test, done=self._tested, attempts=1),)
 
     def streams(self, job_id: UUID, command: AddImageStore) -> list[str]:
         """The new store."""
@@ -172,12 +178,17 @@ class AddFlow:
         return TestImageStore(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=agent,
                               reply_key=context.command.key(context.job_id), store=state.spec)
 
+    def _tested(self, context: Context, result: Mapping[str, Any]) -> None:
+        found = StoreTested.model_validate(result)
+        store_id = context.new_id("image_store")
+        context.emit(stream(store_id), ImageStoreTested(store_id=store_id, steps=found.steps, capabilities=found.capabilities))
+
     def finish(self, context: Context) -> dict[str, Any]:
         """The store is open for images."""
         state = self._state(context)
         context.count(residents(state.spec.id), lift=True)
         context.emit(stream(state.spec.id), ImageStoreAdded(store_id=state.spec.id))
-        return result_of("imagestore", state.spec.id)
+        return result_of("imagestore", state.spec.id, tested=list(state.steps))
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Its name is free again."""

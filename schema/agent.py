@@ -231,3 +231,5 @@ class StoreTested(Result):
 
     capabilities: list[str] = []
     clock_skew_s: int = 0
+    steps: list[str] = []
+    """What each step found, in the order they were taken."""

@@ -55,6 +55,14 @@ class ImageStoreRequested(Event, type="image_store.requested"):
     job_id: UUID
 
 
+class ImageStoreTested(Event, type="image_store.tested"):
+    """The store did all that images need; what it can do, and what each step of the test found."""
+
+    store_id: UUID
+    steps: list[str] = []
+    capabilities: list[str] = []
+
+
 class ImageStoreAdded(Event, type="image_store.added"):
     """The store answered all tests and takes images."""
 

@@ -92,6 +92,18 @@ class Resumable(Protocol):
         earlier writer to be dead: two writers of one upload are not kept apart by every store."""
 
 
+@runtime_checkable
+class Remote(Protocol):
+    """What a store that is spoken to over a network has beside the methods of ImageStore, for its test."""
+
+    @property
+    def secured(self) -> str:
+        """In the operator's words, how the connection is secured."""
+
+    async def clock_ahead(self) -> float | None:
+        """Seconds by which the store's clock is ahead of this host's, to a second or so; None when it tells no time."""
+
+
 class ImageStore(Protocol):
     """A store that is open. Made by `open`; closed by `aclose`."""
 
@@ -138,10 +150,11 @@ class ImageStore(Protocol):
     async def unfinished(self, prefix: str) -> Sequence[str]:
         """Keys below the path `prefix` that have an unfinished upload."""
 
-    async def test(self, prefix: str) -> None:
+    async def test(self, prefix: str) -> Sequence[str]:
         """List, put, get, range, multipart, delete a probe below `prefix`, as a new store is added (`probe.py`).
 
-        Raises Refused naming the step, the cause and the remedy; leaves nothing behind."""
+        What each step found, a line each. Raises Refused naming the step, the cause, the remedy and the steps that had
+        passed; leaves nothing behind."""
 
     async def aclose(self) -> None:
         """Let go of connections."""

@@ -236,7 +236,7 @@ class FolderImageStore:
         finally:
             await asyncio.to_thread(walker.close)
 
-    async def test(self, prefix: str) -> None:
+    async def test(self, prefix: str) -> Sequence[str]:
         """Mark a fresh directory as ours, then the steps every store is asked.
 
         Called when the store is added: the one time that a missing sentinel is no sign of a missing mount.
@@ -247,7 +247,7 @@ class FolderImageStore:
             raise
         except Failed as error:
             raise Refused(f"test step mark: {error.failure.cause}", field="url", remedy=error.failure.remedy) from None
-        await probe(self, prefix)
+        return await probe(self, prefix)
 
     def _mark_root(self) -> None:
         with self.disk.held(self.disk.open(str(self.root), _ROOT)) as root:

@@ -204,9 +204,9 @@ class MemoryImageStore:
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         return sorted({key for key, _ in self._bucket.uploads.values() if key.startswith(below)})
 
-    async def test(self, prefix: str) -> None:
+    async def test(self, prefix: str) -> Sequence[str]:
         """The same steps as any store."""
-        await probe(self, prefix)
+        return await probe(self, prefix)
 
     async def aclose(self) -> None:
         """Nothing to let go of: the dictionary stays for the next who opens this url."""

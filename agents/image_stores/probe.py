@@ -1,4 +1,4 @@
-"""The test of an image store that is being added: list, put, get, range, multipart, delete, for any plug-in.
+"""The test of an image store that is being added: TLS, clock, list, put, get, range, multipart, delete, for any plug-in.
 
 It owns the steps and their wording. It refuses to know a store: it uses nothing but the interface, so every plug-in is
 asked the same, and a failure is always a Refused that names the step, the cause and the remedy. Nothing stays behind.
@@ -9,36 +9,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
-from agents.image_stores.base import ImageStore
+from agents.image_stores.base import ImageStore, Remote
+from agents.image_stores.security import NTP, SKEW_S, skew_words
 from schema.failure import Failed, Refused
 
 log = logging.getLogger(__name__)
+Steps = list[str]
 STEP_S = 120.0
 """Seconds that one step may take; a store that needs longer for 5 MiB is of no use."""
 
 
-async def probe(store: ImageStore, prefix: str, *, field: str = "url", settle_s: float = 0.0) -> None:
-    """Run all steps with probe objects below `prefix`. Raises Refused; `field` is named where the cause names none.
+async def probe(store: ImageStore, prefix: str, *, field: str = "url", settle_s: float = 0.0) -> Sequence[str]:
+    """Run all steps with probe objects below `prefix`: a line for each, what it found and how long it took. Raises Refused,
+    naming the step and those that passed; `field` is named where the cause names none.
 
     `settle_s`: seconds that the store's listings may lag behind by their nature."""
     run = _Probe(store, f"{prefix.rstrip('/')}/probe-{uuid4()}".lstrip("/"), settle_s)
+    loop = asyncio.get_running_loop()
     try:
         for step, act in run.steps:
-            run.step = step
+            run.step, since = step, loop.time()
             async with asyncio.timeout(STEP_S):
-                await act()
+                found = await act()
+            run.passed.append(step)
+            run.lines.append(f"{step}: {found or 'passed'}, {(loop.time() - since) * 1000:.0f} ms")
     except TimeoutError:
-        raise Refused(f"test step {run.step}: no answer within {STEP_S:.0f} s", field=field,
+        raise Refused(f"test step {run.step}: no answer within {STEP_S:.0f} s{run.before}", field=field,
                       remedy="check that the store is reachable and not overloaded") from None
     except Failed as error:
         failure = error.failure
-        raise Refused(f"test step {run.step}: {failure.cause}", field=failure.field or field,
+        raise Refused(f"test step {run.step}: {failure.cause}{run.before}", field=failure.field or field,
                       remedy=failure.remedy) from error
     finally:
         await run.sweep()
+    return run.lines
 
 
 class _Probe:
@@ -48,10 +55,35 @@ class _Probe:
         self.store, self.base, self.settle_s = store, base, settle_s
         self.small, self.large = f"{base}/small", f"{base}/large"
         self.body = secrets.token_bytes(4096)
-        self.steps = (("list", self.list), ("put", self.put), ("get", self.get), ("range", self.range),
-                      ("multipart", self.multipart), ("delete", self.delete))
+        remote: tuple[tuple[str, Callable[[], Awaitable[str | None]]], ...] = (
+            ("tls", self.tls), ("clock", self.clock)) if isinstance(store, Remote) else ()
+        self.steps: tuple[tuple[str, Callable[[], Awaitable[str | None]]], ...] = (
+            *remote, ("list", self.list), ("put", self.put), ("get", self.get), ("range", self.range),
+            ("multipart", self.multipart), ("delete", self.delete))
         self.step = ""
+        self.passed: Steps = []
+        self.lines: Steps = []
         self.touched = False
+
+    @property
+    def before(self) -> str:
+        """The steps that passed, as the end of an error."""
+        return f" (passed before it: {', '.join(self.passed)})" if self.passed else " (it is the first step)"
+
+    async def tls(self) -> str:
+        """How the connection is secured. A certificate that is not good has refused the connection before this."""
+        assert isinstance(self.store, Remote)
+        return self.store.secured
+
+    async def clock(self) -> str:
+        """The store's clock and this host's agree as far as signatures need."""
+        assert isinstance(self.store, Remote)
+        skew = await self.store.clock_ahead()
+        if skew is None:
+            return "the store tells no time"
+        if abs(skew) > SKEW_S:
+            raise Refused(f"the store's clock is {skew_words(skew)}; signed requests and links bear {SKEW_S} s", remedy=NTP)
+        return f"{skew_words(skew)}" if abs(skew) >= 2 else "agrees with this host's"
 
     async def list(self) -> None:
         """The place is there, and empty."""

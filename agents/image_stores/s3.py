@@ -33,6 +33,7 @@ from agents.image_stores.probe import probe
 from agents.image_stores.s3_errors import understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
+from agents.image_stores.security import ahead
 from agents.image_stores.trouble import Damaged, Trouble
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
@@ -276,9 +277,21 @@ class S3ImageStore:
                                                             ExpiresIn=expires_s)
         return url
 
-    async def test(self, prefix: str) -> None:
+    @property
+    def secured(self) -> str:
+        """By the endpoint's scheme; what botocore verifies by is not the machine's but cafile's or certifi's."""
+        if (self.place.endpoint or "https:").startswith("https:"):
+            return "TLS, the certificate was verified" + (" by cafile" if self.settings.cafile else "")
+        return "none, the connection is not encrypted"
+
+    async def clock_ahead(self) -> float | None:
+        """By the date of an answer."""
+        said = await self.ask("ask for the time", lambda: self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+        return ahead(str(said["ResponseMetadata"]["HTTPHeaders"].get("date", "")))
+
+    async def test(self, prefix: str) -> Sequence[str]:
         """The steps every store is asked."""
-        await probe(self, prefix, field="details.endpoint")
+        return await probe(self, prefix, field="details.endpoint")
 
     async def aclose(self) -> None:
         """Close all connections. Twice is fine."""

@@ -17,10 +17,10 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
+from agents.image_stores.security import NTP, SKEW_S, ahead, certificate_trouble, skew_words
 from agents.image_stores.trouble import Damaged, Trouble
 
-_SKEW = ("details.endpoint", "the clocks of this host and of the store differ by more than S3 allows",
-         "synchronise both with NTP")
+_SKEW = ("details.endpoint", "the clocks of this host and of the store differ by more than S3 allows", NTP)
 _KEY = ("details.accesskey", "the store does not know this access key", "give the key of an existing account")
 _SECRET = ("details.secretkey", "the secret key does not belong to the access key",
            "give the account's current secret key")
@@ -86,6 +86,10 @@ def _answered(response: Mapping[str, Any]) -> Trouble:
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _DEFINITE:
         field, cause, remedy = _DEFINITE[code]
+        if _DEFINITE[code] is _SKEW:
+            skew = ahead(str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")))
+            if skew is not None and abs(skew) > SKEW_S:
+                cause = f"{cause}: the store's is {skew_words(skew)}"
         return Trouble(code=code, field=field, cause=cause, remedy=remedy)
     if status == 507:
         return Trouble(code=code, field=_FULL[0], cause=_FULL[1], remedy=_FULL[2])
@@ -111,10 +115,8 @@ def _unanswered(error: BaseException, endpoint: str) -> Trouble | None:
     chain = _chain(error)
     tls = next((one for one in chain if isinstance(one, ssl.SSLError | aiohttp.ClientSSLError)), None)
     if tls is not None or any(isinstance(one, boto.SSLError) for one in chain):
-        untrusted = any(isinstance(one, ssl.SSLCertVerificationError) for one in chain)
-        cause = "its certificate is not trusted" if untrusted else "it does not speak TLS there"
-        remedy = ("give its authority's certificate as cafile" if untrusted
-                  else "set usehttps to false, or give the TLS port")
+        cause, remedy = certificate_trouble(chain) or (
+            "it does not speak TLS there", "set usehttps to false, or give the TLS port")
         return Trouble(code="TLS", field="details.endpoint", cause=f"no secure connection to {endpoint}: {cause}",
                        remedy=remedy)
     names = [one for one in chain if isinstance(one, socket.gaierror)]
@@ -156,5 +158,5 @@ def _chain(error: BaseException) -> list[BaseException]:
         kwargs = getattr(one, "kwargs", None)
         inner = kwargs.get("error") if isinstance(kwargs, dict) else None
         todo += [inner if isinstance(inner, BaseException) else None, one.__cause__, one.__context__,
-                 getattr(one, "os_error", None)]
+                 getattr(one, "os_error", None), getattr(one, "certificate_error", None)]
     return found

@@ -24,6 +24,7 @@ from swiftclient.utils import generate_temp_url
 from agents.image_stores.base import Limits, ObjectInfo, PartInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
+from agents.image_stores.security import ahead
 from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
 from agents.image_stores.swift_settings import SwiftSettings, find_account
 from agents.image_stores.swift_upload import BEGUN, FOLDER, MADE_BY, PART_SIZE, SwiftUpload, put_bytes, segments_of
@@ -347,14 +348,28 @@ class SwiftImageStore:
 
     # --- the store itself ---------------------------------------------------------------------------------------------
 
-    async def test(self, prefix: str) -> None:
+    @property
+    def secured(self) -> str:
+        """By the address that gives tokens: the store's own must then be https too."""
+        if not self.client.account.auth_url.startswith("https:"):
+            return "none, the connection is not encrypted"
+        if self.settings.insecure:
+            return "TLS, the certificate is not verified (insecure)"
+        return "TLS, the certificate was verified" + (" by cafile" if self.settings.cafile else "")
+
+    async def clock_ahead(self) -> float | None:
+        """By the date of an answer."""
+        return ahead(await self.client.ask("ask for the time", lambda line, grant: str(
+            line.ask("GET", "/info", headers={})[1].get("Date", ""))))
+
+    async def test(self, prefix: str) -> Sequence[str]:
         """Make the containers where they are absent; then the steps every store is asked."""
         for container, field in {self.container: "container", self.segments: "segmentcontainer"}.items():
             try:
                 await self._make(container, f"details.{field}")
             except Failed as error:
                 raise Refused(error.failure.cause, field=error.failure.field, remedy=error.failure.remedy) from None
-        await probe(self, prefix, settle_s=LAG_S)
+        return await probe(self, prefix, settle_s=LAG_S)
 
     async def _make(self, container: str, field: str) -> None:
         action, policy = f"make the container {container}", self.settings.storagepolicy

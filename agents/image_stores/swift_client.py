@@ -30,6 +30,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from agents.image_stores.base import Bytes
+from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
 from agents.image_stores.trouble import Damaged, Trouble
 from agents.uninterrupted import to_the_end
@@ -393,10 +394,8 @@ def _place(url: str) -> str:
 def _unanswered(error: BaseException, endpoint: str) -> Trouble | None:
     chain = _chain(error)
     if _any(chain, ssl.SSLError, requests.exceptions.SSLError, urllib3.exceptions.SSLError):
-        untrusted = _any(chain, ssl.SSLCertVerificationError)
-        return Trouble(code="TLS", field="url", cause=f"no secure connection to {endpoint}: "
-                       + ("its certificate is not trusted" if untrusted else "it does not speak TLS there"),
-                       remedy="give its authority's certificate as cafile" if untrusted else "use http, or give the TLS port")
+        cause, remedy = certificate_trouble(chain) or ("it does not speak TLS there", "use http, or give the TLS port")
+        return Trouble(code="TLS", field="url", cause=f"no secure connection to {endpoint}: {cause}", remedy=remedy)
     names = [one for one in chain if isinstance(one, socket.gaierror)]
     if names or _any(chain, urllib3.exceptions.NameResolutionError):
         return Trouble(code="DNS", field="url", cause=f"no host by the name in {endpoint} is known",

@@ -12,6 +12,7 @@ streamed in small pieces.
         proxy.reset(1, after=100_000) # cut the next request's connection after so many body bytes upwards
         proxy.cut_answers(1, after=0) # pass the next request whole, cut its answer's body after so many bytes
         proxy.drop()                  # cut all connections now
+        proxy.clock_ahead_s = 3600    # the Date of answers, as if the server's clock were wrong
         proxy.requests, proxy.bytes_up, proxy.bytes_down, proxy.last_byte_at
 """
 
@@ -23,6 +24,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -79,6 +82,7 @@ class S3Proxy:
         """Connections cut on purpose."""
         self.failed = 0
         """Requests answered with an error of ours."""
+        self.clock_ahead_s = 0
         self._faults: list[_Fault] = []
         self._open = asyncio.Event()
         self._open.set()
@@ -206,6 +210,8 @@ class S3Proxy:
             if code != 100:
                 break
             writer.write(answer)
+        if self.clock_ahead_s:
+            answer = _redated(answer, self.clock_ahead_s)
         cut = fault.after if fault is not None and fault.kind == "answer" else None
         if cut == 0:
             self._cut()
@@ -279,6 +285,15 @@ class S3Proxy:
         now = time.monotonic()
         self._due = max(self._due, now) + count / self.rate
         await asyncio.sleep(self._due - now)
+
+
+def _redated(head: bytes, ahead_s: int) -> bytes:
+    """The head with another Date."""
+    lines = head.split(b"\r\n")
+    at = next(index for index, line in enumerate(lines) if line.lower().startswith(b"date:"))
+    moment = parsedate_to_datetime(lines[at][5:].decode()) + timedelta(seconds=ahead_s)
+    lines[at] = b"Date: " + format_datetime(moment, usegmt=True).encode()
+    return b"\r\n".join(lines)
 
 
 def _parse(head: bytes) -> tuple[str, dict[str, str]]:

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """The files of an authority's certificate and of a server's, with its key, for 127.0.0.1."""
+def certificate(folder: Path, *, host: str = "127.0.0.1", expired: bool = False) -> tuple[Path, Path]:
+    """The files of an authority's certificate and of a server's, with its key, for the address `host`; `expired`: since
+    a second."""
     now = datetime.datetime.now(datetime.UTC)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("test authority", "test server")]
@@ -27,10 +28,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     def build(which: int) -> x509.CertificateBuilder:
         return (x509.CertificateBuilder().subject_name(names[which]).issuer_name(names[0]).public_key(keys[which].public_key())
                 .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
-                .not_valid_after(now + datetime.timedelta(days=1)))
+                .not_valid_after(now + datetime.timedelta(seconds=-1 if which and expired else 86400)))
 
     authority = build(0).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(keys[0], hashes.SHA256())
-    server = build(1).add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+    server = build(1).add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]),
                                     critical=False).sign(keys[0], hashes.SHA256())
     (folder / "ca.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM) + keys[1].private_bytes(

@@ -37,7 +37,8 @@ async def announce(runtime: Runtime, hello: AgentHello) -> None:
         raise Denied(f"the agent {hello.agent!r} does not know the enrolment token", field="proof",
                      remedy="give it the handlers' STOREBUS_AGENT_TOKEN")
     said = AgentAnnounced(agent=hello.agent, zone_id=hello.zone_id, roles=hello.roles, hypervisor=hello.hypervisor,
-                          providers=hello.providers, primaries=hello.primaries, public_key=hello.public_key)
+                          providers=hello.providers, primaries=hello.primaries, public_key=hello.public_key,
+                          motions=hello.motions)
     facts: list[tuple[str, Event]] = [(f"agent-{hello.agent}", said)]
     facts += [(f"primary_store-{primary.id}", PrimaryStoreAnnounced(primary=primary, hypervisor=hello.hypervisor))
               for primary in hello.primaries]

@@ -12,10 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from bus.event_store import Claim, CounterChange
+from bus.submission import job_stream
 from handlers.directory import Directory
 from schema.failure import Failed, Failure
 from schema.ids import derive
 from schema.message import Command, Event, Order
+from schema.motion import MotionPlan
 
 
 class State(Protocol):
@@ -75,6 +77,11 @@ class Context:
         """The state of a declared stream."""
         return self.states[stream]
 
+    def planned(self, step: str) -> MotionPlan:
+        """How the bytes of a step of this job move: decided before its first order, and recorded."""
+        plan: MotionPlan = self.states[job_stream(self.job_id)].plans[step]
+        return plan
+
     def emit(self, stream: str, event: Event) -> None:
         """Decide that `event` happened in `stream`."""
         noun = stream.split("-", 1)[0]
@@ -117,6 +124,8 @@ class Limits:
 
 OrderMaker = Callable[[Context, UUID, int], "Order | None"]
 """(context, work id, attempt) -> the order, or None when there is nothing to do."""
+PlanMaker = Callable[[Context], "MotionPlan | None"]
+"""context -> how the step's bytes will move, or None when it moves none. Raises planner.NoMotion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,8 @@ class Step:
     order: OrderMaker
     done: Callable[[Context, Mapping[str, Any]], None] = lambda context, result: None
     """Its result becomes events."""
+    plan: PlanMaker = lambda context: None
+    """How its bytes move. A flow whose step has one asks it in `start` too, so that what cannot be is refused there."""
     undo: OrderMaker = lambda context, work_id, attempt: None
     """Takes back what a completed step did; given this step's own undo work id."""
     undo_always: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from handlers.carriers import Carriers
 from schema.agent import AgentAnnounced, ProviderSpec
 from schema.image import PrimarySpec, StoreSpec
 from schema.image_store import (
@@ -46,6 +47,8 @@ class Directory:
     """id -> (primary store, hypervisor)"""
     stores: dict[UUID, Store] = field(default_factory=dict)
     agents: dict[str, AgentAnnounced] = field(default_factory=dict)
+    carriers: Carriers = field(default_factory=Carriers)
+    """The agents again, as the planner asks for them."""
 
     def apply(self, event: Message) -> None:
         """Take one event in. Applying it twice is harmless."""
@@ -56,6 +59,7 @@ class Directory:
                 self.primaries[event.primary.id] = (event.primary, event.hypervisor)
             case AgentAnnounced():
                 self.agents[event.agent] = event
+                self.carriers.apply(event)
             case ImageStoreRequested():
                 known = self.stores.get(event.store.id)
                 if known is None:

@@ -7,12 +7,14 @@ stream, and the loser is undone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 from bus.submission import job_stream
 from handlers.decider import Context, Flow, IllegalTransition, Step
+from handlers.planner import NoMotion
 from schema.agent import CancelWork, ReleaseWork, WorkCancelled, WorkCompleted, WorkFailed
 from schema.failure import BadParameter, Failure
 from schema.ids import derive
@@ -21,6 +23,7 @@ from schema.job import (
     JobCancelRequested,
     JobCompleted,
     JobFailed,
+    JobPlanned,
     JobStarted,
     JobStepCompleted,
     JobStepFailed,
@@ -29,6 +32,7 @@ from schema.job import (
     JobUndoStarted,
 )
 from schema.message import Event, Order
+from schema.motion import MotionPlan
 
 WATCH_S = 15.0
 """Seconds after which an order without a final report is sent again: that is how its agent is asked."""
@@ -58,6 +62,8 @@ class JobState:
     failure: Failure | None = None
     """Why it is being undone, or why it failed."""
     undo_cancelled: bool = False
+    plans: Mapping[str, MotionPlan] = field(default_factory=dict)
+    """How the bytes of each step move."""
 
     @property
     def ended(self) -> bool:
@@ -81,6 +87,8 @@ def evolve(state: JobState | None, event: Event) -> JobState:
     match event:
         case JobStarted() if state.status == "submitted":
             return replace(state, status="running")
+        case JobPlanned():
+            return replace(state, plans={**state.plans, event.step: event.plan})
         case JobStepStarted():
             return replace(state, step=event.step, work_id=event.work_id, attempt=event.attempt, agent=event.agent,
                            waiting=False)
@@ -141,7 +149,13 @@ class Engine:
         context.out.clear_timers.append(timer_id(context.job_id, "submitted"))
 
     def advance(self) -> None:
-        """Give out the next order, or end."""
+        """Give out the next order, or end. What has become impossible since the start is undone."""
+        try:
+            self._advance()
+        except NoMotion as impossible:
+            self.undo(impossible.failure, cancelled=False)
+
+    def _advance(self) -> None:
         for step in self.flow.steps:
             if step.name in self.job.done:
                 continue
@@ -155,7 +169,12 @@ class Engine:
     def _give(self, step: Step, name: str, attempt: int) -> bool:
         context = self.context
         work_id = derive(context.job_id, name)
-        maker = step.undo if name.startswith("undo.") else step.order
+        undoing = name.startswith("undo.")
+        if not undoing and name not in self.job.plans:  # also for a job of before there were plans
+            plan = step.plan(context)
+            if plan is not None:
+                context.emit(self.stream, JobPlanned(job_id=context.job_id, step=name, plan=plan))
+        maker = step.undo if undoing else step.order
         order = maker(context, work_id, attempt)
         if order is None:
             return False
@@ -226,7 +245,12 @@ class Engine:
         if not job.waiting or job.ended:
             return
         step = next(s for s in self.flow.steps if s.name == job.step.removeprefix("undo."))
-        if not self._give(step, job.step, job.attempt + 1):
+        try:
+            given = self._give(step, job.step, job.attempt + 1)
+        except NoMotion as impossible:
+            self.undo(impossible.failure, cancelled=False)
+            return
+        if not given:
             raise AssertionError("a step that gave an order once must give it again")
 
     def undo(self, failure: Failure, *, cancelled: bool) -> None:

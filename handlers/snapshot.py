@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, image_store, placement, template, volume
+from handlers import chain, image_store, placement, planner, template, volume
 from handlers.decider import Context, Flow, IllegalTransition, Step
+from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
 from schema.failure import BadParameter, Failure, InUse, Unavailable
 from schema.ids import derive
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event, Order
+from schema.motion import MotionPlan
 from schema.snapshot import (
     BackupSnapshot,
     CreateSnapshot,
@@ -179,7 +181,23 @@ class _Backup:
             reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag,
             store=template.known_store(context, state.store_id).spec, key=self.key(context, attempt),
             thing_id=state.id, parent=parent.image if parent else None, parent_tag=parent.tag if parent else "",
-            compression=context.limits.compression)
+            compression=context.limits.compression, motion=context.planned("backup").strategy)
+
+    def plan(self, context: Context) -> MotionPlan:
+        """How the snapshot's bytes come to the store: as `begin` decided, or would decide now."""
+        state = self.state(context)
+        of = context.state(volume.stream(state.volume_id))
+        if state.status == "BackingUp":
+            parent: SnapshotState | None = context.state(stream(state.parent)) if state.parent else None
+        else:
+            parent = chain.choose(context, of.head, state.store_id).parent
+        return self.planned(context, state.disk, template.known_store(context, state.store_id), parent)
+
+    def planned(self, context: Context, disk: DiskRef, store: Store, parent: SnapshotState | None) -> MotionPlan:
+        """The same of a snapshot that may not be there yet."""
+        basis = f"at most the disk's size: what changed since {parent.id}" if parent else "at most the disk's size"
+        return planner.plan(context.directory, planner.backup(
+            disk.primary, store, size=disk.virtual_size, basis=basis, field="volumeid"))
 
     def backed_up(self, context: Context, result: Mapping[str, Any]) -> None:
         """Its bytes are in the store."""
@@ -240,7 +258,7 @@ class CreateFlow(_Backup):
     def __init__(self) -> None:
         self.steps = (
             Step(name="take", order=self._take, done=self._taken, undo=self.untake),
-            Step(name="backup", order=self._backup, done=self.backed_up, undo=self.unbackup),
+            Step(name="backup", order=self._backup, done=self.backed_up, plan=self._plan, undo=self.unbackup),
             Step(name="drop", order=self._drop, done=self.dropped, attempts=100_000),
         )
 
@@ -263,6 +281,7 @@ class CreateFlow(_Backup):
             raise BadParameter("must have at most 255 characters", field="name")
         head: SnapshotState | None = context.state(stream(of.head)) if of.head is not None else None
         store = placement.image_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
+        self.planned(context, of.disk, store, None)  # what cannot be backed up is not taken
         snapshot_id = self.snapshot_id(context)
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
             "the image store is being deleted", field="volumeid", remedy="try again"))
@@ -286,6 +305,11 @@ class CreateFlow(_Backup):
         self.release(context, backing_up=True)
         if not command.async_backup:
             self.begin(context)
+
+    def _plan(self, context: Context) -> MotionPlan | None:
+        command = context.command
+        assert isinstance(command, CreateSnapshot)
+        return None if command.async_backup else self.plan(context)
 
     def _backup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         command = context.command
@@ -316,7 +340,7 @@ class BackupFlow(_Backup):
     def __init__(self) -> None:
         self.steps = (
             Step(name="take", order=lambda context, work_id, attempt: None, undo=self.untake, undo_always=True),
-            Step(name="backup", order=self.backup, done=self.backed_up, undo=self.unbackup),
+            Step(name="backup", order=self.backup, done=self.backed_up, plan=self.plan, undo=self.unbackup),
             Step(name="drop", order=self.drop, done=self.dropped, attempts=100_000),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import image_store, placement
+from handlers import image_store, placement, planner
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
@@ -20,6 +20,7 @@ from schema.failure import BadParameter, Failure, InUse, Unavailable
 from schema.ids import derive
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from schema.message import Command, Event, Order
+from schema.motion import MotionPlan
 from schema.template import (
     DeleteTemplate,
     RegisterTemplate,
@@ -106,7 +107,7 @@ class RegisterFlow:
     subject, placed, cancellable = "template", True, True
 
     def __init__(self) -> None:
-        self.steps = (Step(name="fetch", order=self._fetch, done=self._fetched, undo=self._unfetch),)
+        self.steps = (Step(name="fetch", order=self._fetch, done=self._fetched, plan=self._plan, undo=self._unfetch),)
 
     def streams(self, job_id: UUID, command: RegisterTemplate) -> list[str]:
         """The new template."""
@@ -123,7 +124,7 @@ class RegisterFlow:
         if command.zone_id is not None:
             placement.zone(context.directory, command.zone_id)
         store = placement.image_store(context.directory, command.zone_id)
-        placement.storage_agent(context.directory, store.spec.provider, store.zone_id)
+        planner.plan(context.directory, planner.fetch(command.url, store))
         template_id = context.new_id("template")
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
             "the image store is being deleted", field="zoneid", remedy="try again"))
@@ -139,13 +140,17 @@ class RegisterFlow:
         state: TemplateState = context.state(stream(context.new_id("template")))
         return state
 
+    def _plan(self, context: Context) -> MotionPlan:
+        command = context.command
+        assert isinstance(command, RegisterTemplate)
+        return planner.plan(context.directory, planner.fetch(command.url, known_store(context, self._state(context).store_id)))
+
     def _fetch(self, context: Context, work_id: UUID, attempt: int) -> Order:
         command, state = context.command, self._state(context)
         assert isinstance(command, RegisterTemplate)
-        store = known_store(context, state.store_id)
+        store, plan = known_store(context, state.store_id), context.planned("fetch")
         return FetchImage(
-            job_id=context.job_id, work_id=work_id, attempt=attempt,
-            agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id),
+            job_id=context.job_id, work_id=work_id, attempt=attempt, agent=plan.agent, motion=plan.strategy,
             reply_key=command.key(context.job_id), url=command.url, format=command.format, checksum=command.checksum,
             store=store.spec, key=object_key(context, "template", state.id, work_id, attempt, command.format),
             kind="template", thing_id=state.id, max_bytes=context.limits.max_image_bytes,

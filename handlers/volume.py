@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, placement, template
+from handlers import chain, placement, planner, template
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -20,6 +20,7 @@ from schema.ids import derive
 from schema.ids import stream as thing_stream
 from schema.image import GIB, DiskRef, ImageRef, PrimarySpec
 from schema.message import Command, Event, Order
+from schema.motion import MotionPlan
 from schema.volume import (
     CreateVolume,
     DeleteVolume,
@@ -119,7 +120,7 @@ class CreateFlow:
     subject, placed, cancellable = "volume", True, True
 
     def __init__(self) -> None:
-        self.steps = (Step(name="create", order=self._create, done=self._created, undo=self._uncreate),)
+        self.steps = (Step(name="create", order=self._create, done=self._created, plan=self._plan, undo=self._uncreate),)
 
     def streams(self, job_id: UUID, command: CreateVolume) -> list[str]:
         """The new volume, and what it is made from."""
@@ -148,6 +149,7 @@ class CreateFlow:
         source = self._source(context)
         size = self._size(context, command, source)
         primary, hypervisor = placement.primary(context.directory, zone_id)
+        self._planned(context, primary)
         volume_id = context.new_id("volume")
         if source is not None:
             thing, thing_id, _ = source
@@ -196,6 +198,22 @@ class CreateFlow:
         state: VolumeState = context.state(stream(context.new_id("volume")))
         return state
 
+    def _plan(self, context: Context) -> MotionPlan | None:
+        return self._planned(context, self._state(context).primary)
+
+    def _planned(self, context: Context, primary: PrimarySpec) -> MotionPlan | None:
+        """How the source's bytes come to the primary store; None without a source."""
+        command, source = context.command, self._source(context)
+        assert isinstance(command, CreateVolume)
+        if source is None:
+            return None
+        thing, thing_id, image = source
+        links = [*(chain.images(context, thing_id) if thing == "snapshot" else []), image]
+        basis = "the object's size" if len(links) == 1 else f"the sizes of the {len(links)} objects of its chain"
+        return planner.plan(context.directory, planner.restore(
+            template.known_store(context, image.store_id), primary, size=sum(link.physical_size for link in links),
+            basis=basis, field=f"{thing}id"))
+
     def _create(self, context: Context, work_id: UUID, attempt: int) -> Order:
         command, state = context.command, self._state(context)
         assert isinstance(command, CreateVolume)
@@ -206,7 +224,8 @@ class CreateFlow:
             reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
             virtual_size=self._size(context, command, source), image=image,
             store=template.known_store(context, image.store_id).spec if image is not None else None,
-            base=chain.images(context, command.snapshot_id) if command.snapshot_id is not None else [])
+            base=chain.images(context, command.snapshot_id) if command.snapshot_id is not None else [],
+            motion=context.planned("create").strategy if image is not None else "direct")
 
     def _created(self, context: Context, result: Mapping[str, Any]) -> None:
         created = DiskCreated.model_validate(result)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from schema.failure import Failure
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Event, Kind, Message, Order, Report
+from schema.motion import MotionSpec
 
 
 class ProviderSpec(BaseModel):
@@ -42,6 +43,8 @@ class AgentHello(Message, type="agent.hello"):
     proof: str
     """Hex HMAC-SHA256 of `<agent>|<public_key>` under the enrolment token."""
     key: str = ""
+    motions: list[MotionSpec] | None = None
+    """How it can move bytes; None: an agent of before there were plans, which moves them directly."""
 
 
 class AgentAnnounced(Event, type="agent.announced"):
@@ -54,6 +57,7 @@ class AgentAnnounced(Event, type="agent.announced"):
     providers: list[ProviderSpec] = []
     primaries: list[PrimarySpec] = []
     public_key: str
+    motions: list[MotionSpec] | None = None
 
 
 # --- orders to a storage agent -------------------------------------------------------------------------------------
@@ -80,6 +84,8 @@ class FetchImage(Order, type="order.fetch_image"):
     thing_id: UUID
     max_bytes: int
     max_virtual_size: int
+    motion: str = "direct"
+    """The strategy that the plan chose."""
 
 
 class DeleteImages(Order, type="order.delete_images"):
@@ -103,6 +109,8 @@ class CreateDisk(Order, type="order.create_disk"):
     store: StoreSpec | None = None
     base: list[ImageRef] = []
     """Where the image is a delta: the full image it goes back to, and the deltas between, in order. All in `store`."""
+    motion: str = "direct"
+    """The strategy that the plan chose; without meaning where no image is read."""
 
 
 class DeleteDisk(Order, type="order.delete_disk"):
@@ -134,6 +142,8 @@ class WriteSnapshot(Order, type="order.write_snapshot"):
     parent_tag: str = ""
     compression: str = ""
     """zstd: a whole image's clusters are compressed on the way. A delta's never are."""
+    motion: str = "direct"
+    """The strategy that the plan chose."""
 
 
 class DropSnapshot(Order, type="order.drop_snapshot"):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from schema.failure import Failure
 from schema.message import Command, Event
+from schema.motion import MotionPlan
 
 
 class CancelJob(Command, type="job.cancel"):
@@ -43,6 +44,14 @@ class JobStarted(Event, type="job.started"):
     """Names of the flow's steps, in order."""
     subject: str = ""
     """Stream of the thing that the job is about."""
+
+
+class JobPlanned(Event, type="job.planned"):
+    """How the bytes of a step will move was decided: before its order, and once for all its attempts."""
+
+    job_id: UUID
+    step: str
+    plan: MotionPlan
 
 
 class JobStepStarted(Event, type="job.step_started"):

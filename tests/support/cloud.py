@@ -36,6 +36,7 @@ from schema.image import GIB, DiskRef, ImageFormat, ImageRef, PrimarySpec
 from schema.message import Command, Message, Order
 
 TOKEN = b"test-token"
+ABLE = ["parallel_parts", "ranged_read"]
 S3_SETTINGS = {
     "properties": {"bucket": {"type": "string"}, "accesskey": {"type": "string"},
                    "secretkey": {"type": "string", "format": "password"}},
@@ -75,8 +76,8 @@ class Cloud:
                               agent="host-1")
         await cloud.handle(AgentHello(
             agent="host-1", zone_id=zone_id, roles=["storage", "hypervisor"], hypervisor="KVM",
-            providers=[ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS),
-                       ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}})],
+            providers=[ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS, capabilities=ABLE),
+                       ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}}, capabilities=ABLE)],
             primaries=[primary], public_key="k", proof=proof(TOKEN, "host-1", "k")), kind="report")
         return cloud
 

@@ -184,6 +184,16 @@ def call(command: Annotated[str, typer.Argument(help="CloudStack's name of it; l
 
 
 @app.command()
+def plan(command: Annotated[str, typer.Argument(help="CloudStack's name of it.")], words: Words = None,
+         api_url: Annotated[Text, typer.Option(help="Where the API is; unset: the installation's.")] = None,
+         data_dir: DataDir = None, form: Form = None) -> None:
+    """Explain how a command's bytes would move, why so, and what was refused. Nothing is done."""
+    from api import cli_plan
+
+    _run(cli_plan.plan(command, words or [], form=_form(form), url=api_url, data_dir=data_dir))
+
+
+@app.command()
 def publish(command: Annotated[str, typer.Argument(help="CloudStack's name, or the message's, e.g. volume.create.")],
             words: Words = None,
             id: Annotated[Text, typer.Option(help="The job's id: sending again with it is the same job.")] = None,  # noqa: A002

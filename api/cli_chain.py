@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.cli_bus import uuid, views
-from api.output import Format, Output, plain
+from api.output import Format, Output, plain, size_text
 from api.settings import Settings
 from bus.read_model import ReadModel
 from schema.failure import BadParameter
@@ -82,20 +82,10 @@ def drawing(links: list[dict[str, Any]], marked: str) -> list[str]:
 def _words(link: Row, marked: str) -> str:
     state = plain(link["state"]) + (", hidden" if link["copy"] == "Hidden" else "")
     parts = [f"{plain(link['id'])} {plain(link['name'])!r}", plain(link["kind"]),
-             "no bytes" if link["bytes"] is None else _size(int(link["bytes"])), state]
+             "no bytes" if link["bytes"] is None else size_text(int(link["bytes"])), state]
     if link["kind"] == "full" and link["reason"]:
         parts.append(f"because {plain(link['reason'])}")
     return "  ".join(parts) + ("  <-" if link["id"] == marked else "")
-
-
-def _size(size: int) -> str:
-    """Bytes for people."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 __all__ = ["chain", "drawing", "family"]

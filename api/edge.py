@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from api import registry
+from api import registry, responses
 from api.listing import Lists
 from api.parameters import parse
 from api.registry import ApiCommand, Mode
@@ -24,6 +24,7 @@ from bus.sealing import sealed
 from schema.failure import BadParameter, Failed, Failure, Unknown, Unsupported
 from schema.ids import derive
 from schema.message import Command
+from schema.motion import MotionPlan
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class System(Protocol):
 
     async def precheck(self, command: Command, job_id: UUID) -> None:
         """Raise what would refuse the command now."""
+
+    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+        """(step, how its bytes would move), if the command came now."""
 
     async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
         """The command with clear secrets replaced by vault references."""
@@ -113,8 +117,11 @@ class Edge:
         try:
             command = registry.find(spelled)
             parsed = parse(command.parameters, raw)
-            _warn(command.name, parsed.unknown)
-            body = await self._run(command, parsed.values, principal)
+            if command.name == "planCommand":
+                body = {command.item: await self._plan(parsed.values["of"], raw)}
+            else:
+                _warn(command.name, parsed.unknown)
+                body = await self._run(command, parsed.values, principal)
         except Failed as failed:
             return _refused(command, failed.failure)
         except Exception:
@@ -140,6 +147,20 @@ class Edge:
         if row is None:
             raise BadParameter(f"no job has the id {job_id}", field="jobid", remedy="listAsyncJobs shows them")
         return await self.lists.job(row)
+
+    async def _plan(self, of: str, raw: Mapping[str, str]) -> list[dict[str, Any]]:
+        """How the bytes of a command would move. Its parameters stand beside `of`, so it may have none of that name."""
+        command = registry.find(of)
+        if command.command is None:
+            raise BadParameter(f"{command.name} changes nothing: there is nothing to plan", field="of",
+                               remedy="name a command that makes something, like createVolume")
+        parsed = parse(command.parameters, {name: value for name, value in raw.items() if name.lower() != "of"})
+        _warn(command.name, parsed.unknown)
+        parsed.values.pop("customjobid", None)
+        job_id = uuid4()
+        message = command.build(parsed.values, job_id)
+        plans = await self.system.plan(await sealed(message, _placeholder, job_id=job_id), job_id)
+        return [responses.plan(step, plan) for step, plan in plans]
 
     # --- commands ---
 

@@ -48,6 +48,16 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
 
 
+def size_text(size: int) -> str:
+    """Bytes for people."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
 class Output:
     """Prints in one form. `form` None chooses: a table on a terminal, else JSON (JSON lines for a stream)."""
 

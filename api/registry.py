@@ -146,6 +146,7 @@ DESCRIPTIONS = {
     "isextractable": "it may be downloaded", "size": "size in GiB", "snapshotid": "the UUID of the snapshot",
     "templateid": "the UUID of the template (extension)", "diskofferingid": "accepted; offerings are not kept yet",
     "volumeid": "the UUID of the volume", "asyncbackup": "end the job once the snapshot is on the primary store",
+    "of": "the command that is planned",
     "jobid": "the UUID of the job", "keyword": "part of the name", "page": "page number, from 1, together with pagesize",
     "pagesize": "items of a page; -1 without page: everything", "account": "accepted for CloudStack's clients",
     "domainid": "accepted for CloudStack's clients", "projectid": "accepted for CloudStack's clients",
@@ -357,6 +358,9 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="listApis", mode=Mode.LIST, item="api", parameters=(NAME, parameter("listall", Type.BOOLEAN)),
         description="Describes the commands of this API."),
+    ApiCommand(
+        name="planCommand", mode=Mode.SYNC, item="plan", parameters=(parameter("of", required=True),),
+        description="How another command's image bytes would move, given its parameters; nothing is done (extension)."),
     ApiCommand(
         name="listCapabilities", mode=Mode.SYNC, item="capability", description="What this installation can do."),
 )

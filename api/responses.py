@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from api.registry import BY_TYPE
+from schema.motion import MotionPlan
 
 Row = Mapping[str, Any]
 
@@ -249,6 +250,14 @@ def failure_text(failure: Row) -> str:
     return f"{head.rstrip('.')}. {failure['remedy']}" if failure.get("remedy") else head
 
 
+def plan(step: str, planned: MotionPlan) -> dict[str, Any]:
+    """A plan of planCommand; `bytes` and `seconds` are null where nobody can know them beforehand."""
+    cost = planned.cost
+    return {"step": step, "move": planned.move, "strategy": planned.strategy, "from": planned.source.model_dump(mode="json"),
+            "to": planned.target.model_dump(mode="json"), "agent": planned.agent, "bytes": cost.bytes, "seconds": cost.seconds,
+            "basis": cost.basis, "reason": planned.reason, "refused": [one.model_dump(mode="json") for one in planned.refused]}
+
+
 OBJECTS = {"image_store": image_store, "template": template, "volume": volume, "snapshot": snapshot, "zone": zone,
            "primary_store": storage_pool}
 """Table -> how its rows are shown."""
@@ -256,4 +265,4 @@ TABLES = {"imagestore": "image_store", "template": "template", "volume": "volume
 """Key of an object in a job's result -> its table."""
 
 __all__ = ["ENDED", "FIELDS", "OBJECTS", "PENDING", "TABLES", "Names", "failure_text", "job", "name_of", "percent",
-           "provider_name", "when"]
+           "plan", "provider_name", "when"]

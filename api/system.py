@@ -20,6 +20,7 @@ from bus.vault import Vault
 from handlers.projector import NAME as PROJECTOR
 from handlers.runtime import Runtime
 from schema.message import Command
+from schema.motion import MotionPlan
 
 ENDED = ("completed", "failed", "cancelled")
 
@@ -34,6 +35,11 @@ class System:
         """Raise what would refuse the command now. Its real decision is made when it is handled."""
         refuse_password_in_url(command.model_dump(mode="json", exclude_none=True))
         await self.runtime.precheck(command, job_id)
+
+    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+        """(step, how its bytes would move), if the command came now. Raises what would refuse it."""
+        refuse_password_in_url(command.model_dump(mode="json", exclude_none=True))
+        return await self.runtime.plan(command, job_id)
 
     async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
         """The command with clear secrets replaced by vault references."""

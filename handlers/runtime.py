@@ -33,6 +33,7 @@ from schema.failure import BadParameter, Failed, Refused, Unavailable
 from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
 from schema.message import Command, Event, Message, Order
+from schema.motion import MotionPlan
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,17 @@ class Runtime:
 
     async def precheck(self, command: Command, job_id: UUID) -> None:
         """Raise what would refuse the command now; nothing is written. The real decision comes later."""
+        await self._tried(command, job_id)
+
+    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+        """(step, how its bytes would move) of the command, if it came now; nothing is written. Raises what would refuse it."""
+        context = await self._tried(command, job_id)
+        steps = FLOWS[type(command)].steps if type(command) in FLOWS else ()
+        plans = [(step.name, step.plan(context)) for step in steps]
+        return [(name, plan) for name, plan in plans if plan is not None]
+
+    async def _tried(self, command: Command, job_id: UUID) -> Context:
+        """What the command's start would decide, thrown away afterwards."""
         streams = await self._streams(job_id, command)
         self._forget(streams)  # nothing is appended here that would show a stale state
         await self.catch_up()
@@ -107,6 +119,7 @@ class Runtime:
                 job_id=job_id, command=command.TYPE, body={}, key=command.key(job_id)), own=False)
         else:
             FLOWS[type(command)].start(context)
+        return context
 
     # --- the four kinds of decision ------------------------------------------------------------------------------
 

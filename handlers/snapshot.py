@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from bus.submission import job_stream
 from handlers import chain, image_store, placement, planner, template, volume
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
@@ -309,7 +310,8 @@ class CreateFlow(_Backup):
     def _plan(self, context: Context) -> MotionPlan | None:
         command = context.command
         assert isinstance(command, CreateSnapshot)
-        return None if command.async_backup else self.plan(context)
+        asked_only = context.state(job_stream(context.job_id)) is None  # then the job that follows is planned too
+        return None if command.async_backup and not asked_only else self.plan(context)
 
     def _backup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         command = context.command

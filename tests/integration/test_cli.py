@@ -120,6 +120,39 @@ async def test_call_waits_for_the_job_and_its_end_is_the_exit_status(system: Fak
     assert "canary-51c" not in store.out + store.err
 
 
+async def test_plan_explains_and_does_nothing(system: FakeSystem, run: Shell) -> None:
+    async with system.working():
+        await run("call", "addImageStore", *S3)
+        made = await run("call", "createVolume", "name=v", "size=2", "--wait", "-o", "json")
+    volume = made.json["volume"]["id"]
+    head = await system.store.head()
+    answer = await run("plan", "createSnapshot", f"volumeid={volume}")
+    assert answer.status == 0, answer.err
+    [move] = answer.json
+    assert (move["step"], move["strategy"], move["move"], move["agent"]) == ("backup", "direct", "disk->store", "host-1")
+    assert (move["from"]["name"], move["to"]["name"], move["bytes"]) == ("p", "objects", 2 << 30)
+    table = await run("plan", "createSnapshot", f"volumeid={volume}", "asyncbackup=true", "-o", "table")
+    assert "direct" in table.out and "2.0 GiB" in table.out and "at most the disk's size" in table.out
+    nothing = await run("plan", "createVolume", "name=w", "size=1", "-o", "table")
+    assert nothing.status == 0 and nothing.out == "" and "moves no image bytes" in nothing.err
+    for wrong, said in ((("plan", "listVolumes"), "nothing to plan"), (("plan", "deleteVolume"), "id: missing"),
+                        (("plan", "nosuch"), "no command"), (("plan", "createSnapshot", "volumeid=x"), "volumeid")):
+        refused = await run(*wrong)
+        assert refused.status == 1 and said in refused.err, refused.err
+    assert await system.store.head() == head
+
+
+async def test_plan_says_what_is_missing_where(system: FakeSystem, run: Shell) -> None:
+    async with system.working():
+        await run("call", "addImageStore", *S3)
+    cloud = system.cloud
+    cloud.runtime.directory.carriers.apply(cloud.runtime.directory.agents["host-1"].model_copy(update={"motions": []}))
+    refused = await run("plan", "registerTemplate", "name=t", "url=http://h/x.raw", "format=RAW", "zoneid=-1")
+    assert refused.status == 1 and refused.out == ""
+    assert "direct: none of the storage agents carries it from url to store" in refused.err
+    assert "error 503" in refused.err
+
+
 async def test_call_shows_progress_in_a_pipe_and_fails_with_its_job(system: FakeSystem, run: Shell) -> None:
     process = await run.start("call", "createVolume", "name=v", "size=1", "--wait")
     cloud = system.cloud

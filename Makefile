@@ -28,7 +28,7 @@ check: ## lint, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: ## measured against peers, each in the same run: at most 10 minutes (ROWS= some of them, or swift)
+bench: ## measured against peers, each in the same run: at most 10 minutes (ROWS= names, or motion for what moves bytes)
 	@scripts/setup bench
 	@$(BIN)/python -m bench $(ROWS)
 

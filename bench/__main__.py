@@ -1,4 +1,7 @@
-"""`python -m bench [commands|append|replay|latency|backup|incremental|swift ...]`: run, print, exit 1 when a floor is missed."""
+"""`python -m bench [NAME ...]`: run, print, exit 1 when a floor is missed. Without names: the spine's; `motion`: the rest.
+
+Owns which rows there are and what each needs running. Refuses to know how one is measured.
+"""
 
 from __future__ import annotations
 
@@ -6,83 +9,95 @@ import asyncio
 import contextlib
 import platform
 import sys
+from collections.abc import AsyncIterator, Callable
 
 import uvloop
 
 from bench import append, backup, commands, incremental, replay
 from bench.measure import Result
-from bench.sides import S3Side, SwiftSide
+from bench.sides import S3Side, Side, SwiftSide
 from tests.services.postgres import start_postgres
 from tests.services.rabbitmq import start_rabbitmq
 from tests.services.seaweedfs import start_seaweedfs
 from tests.services.swift import start_swift
 
-NAMES = ("append", "commands", "latency", "replay", "backup", "incremental")
-ON_DEMAND = ("swift",)
-"""Not run unless named: what is known to miss its floor (docs/reference/benchmarks.md says by how much, and why)."""
+SPINE = ("append", "commands", "latency", "replay", "backup")
+"""The log, the bus and one backup: `make bench`."""
+MOTION = ("halves", "restore", "zstd", "incremental", "swift")
+"""What moves bytes, in more detail: `make bench ROWS=motion`. Both together would take more than ten minutes."""
 
 
-async def main(names: list[str]) -> int:
+async def main(names: set[str]) -> int:
     """One benchmark at a time; the status."""
     sys.stdout.write(f"{platform.platform()}, Python {platform.python_version()}, Postgres 18 with fsync and synchronous_commit on, "
                      "RabbitMQ with quorum queues and confirms\n")
     found: list[Result] = []
-
-    def tell(*results: Result) -> None:
-        for result in results:
-            found.append(result)
-            sys.stdout.write(result.show() + "\n")
-            sys.stdout.flush()
-
-    postgres = await start_postgres(durable=True)
-    try:
-        if "append" in names:
-            tell(await append.run_64(postgres), await append.run_256(postgres))
-        if {"commands", "latency"} & set(names):
-            rabbit = await asyncio.to_thread(start_rabbitmq)
-            try:
-                if "commands" in names:
-                    tell(await commands.run_load(rabbit, postgres))
-                if "latency" in names:
-                    tell(await commands.run_latency(rabbit, postgres))
-            finally:
-                rabbit.stop()
-        if "replay" in names:
-            tell(*await replay.run(postgres))
-    finally:
-        await postgres.stop()
-        postgres.remove()
-    if "backup" in names:
-        for measure in (backup.run, backup.run_restore, backup.run_compressed):
-            with contextlib.closing(await asyncio.to_thread(_s3)) as side:
-                tell(*await measure(side))
-    if "incremental" in names:
-        s3 = await asyncio.to_thread(start_seaweedfs)
-        try:
-            tell(await incremental.run(s3))
-        finally:
-            s3.kill()
-    if "swift" in names:
-        with contextlib.closing(await asyncio.to_thread(_swift)) as side:
-            tell(*await backup.run(side))
+    async for result in _results(names):
+        found.append(result)
+        sys.stdout.write(result.show() + "\n")
+        sys.stdout.flush()
     missed = [result.name for result in found if not result.holds]
     sys.stdout.write(f"{len(found) - len(missed)} of {len(found)} floors hold{': missed ' + ', '.join(missed) if missed else ''}\n")
     return 1 if missed else 0
 
 
-def _s3() -> S3Side:
-    """A new server for each: what was deleted in another still takes its room."""
+async def _results(names: set[str]) -> AsyncIterator[Result]:
+    if names & {"append", "commands", "latency", "replay"}:
+        postgres = await start_postgres(durable=True)
+        try:
+            if "append" in names:
+                yield await append.run_64(postgres)
+                yield await append.run_256(postgres)
+            if names & {"commands", "latency"}:
+                rabbit = await asyncio.to_thread(start_rabbitmq)
+                try:
+                    if "commands" in names:
+                        yield await commands.run_load(rabbit, postgres)
+                    if "latency" in names:
+                        yield await commands.run_latency(rabbit, postgres)
+                finally:
+                    rabbit.stop()
+            if "replay" in names:
+                for result in await replay.run(postgres):
+                    yield result
+        finally:
+            await postgres.stop()
+            postgres.remove()
+    for name, measure in (("backup", backup.run), ("halves", backup.run_halves), ("restore", backup.run_restore),
+                          ("zstd", backup.run_compressed), ("incremental", incremental.run)):
+        if name in names:
+            async with _side(_s3) as side:
+                yield await measure(side)
+    if "swift" in names:
+        for measure in (backup.run, backup.run_halves):
+            async with _side(_swift) as side:
+                yield await measure(side)
+
+
+@contextlib.asynccontextmanager
+async def _side(start: Callable[[], Side]) -> AsyncIterator[Side]:
+    """A new server for each row: what was deleted in another still takes its room."""
+    side = await asyncio.to_thread(start)
+    try:
+        yield side
+    finally:
+        await asyncio.to_thread(side.close)
+
+
+def _s3() -> Side:
     return S3Side(start_seaweedfs())
 
 
-def _swift() -> SwiftSide:
+def _swift() -> Side:
     return SwiftSide(start_swift(segments=1000))
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or list(NAMES)
-    unknown = set(wanted) - {*NAMES, *ON_DEMAND}
+    wanted = set(sys.argv[1:] or SPINE)
+    if "motion" in wanted:
+        wanted = wanted - {"motion"} | {*MOTION}
+    unknown = wanted - {*SPINE, *MOTION}
     if unknown:
-        sys.exit(f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(NAMES + ON_DEMAND)}")
+        sys.exit(f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(SPINE + MOTION)}, and motion for the last {len(MOTION)}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(main(wanted)))

@@ -14,11 +14,11 @@ from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.registry import open_store
 from agents.manifest import delete_object
 from agents.mover import Mover
-from api.demo_s3 import SeaweedFS
 from bench.measure import Result, interleaved
+from bench.sides import Side
 from schema.agent import ImageResult, TakeSnapshot, WriteSnapshot
 from schema.codec import encode
-from schema.image import DiskRef, ImageRef, PrimarySpec, StoreSpec
+from schema.image import DiskRef, ImageRef, PrimarySpec
 from schema.message import Order
 
 DISK, DATA, CHANGED, BLOCK = 20 << 30, 2 << 30, 16 << 20, 1 << 16
@@ -26,15 +26,13 @@ BYTES_SHARE = 0.02
 """Bytes of the incremental object, at most, as a share of the full one's."""
 
 
-async def run(s3: SeaweedFS) -> Result:
+async def run(side: Side) -> Result:
     """Incremental and full in turn; every object but the parent is deleted after its run."""
     folder = Path(tempfile.mkdtemp(prefix="sb-bench-"))
     kvm, mover, dice = KvmHypervisor(), Mover({"workers": 4}), random.Random(1)
     primary = PrimarySpec(id=uuid4(), name="p", kind="folder", path=str(folder), zone_id=uuid4(), agent="a")
     disk = DiskRef(primary=primary, volume_id=uuid4(), path="disk.qcow2", virtual_size=DISK)
-    spec = StoreSpec(id=uuid4(), name="s", provider="s3", url=f"s3://{s3.bucket}", prefix="bench",
-                     details={"accesskey": s3.access_key, "endpoint": s3.endpoint, "bucket": s3.bucket, "secretkey": "vault:x"})
-    secrets = {"secretkey": s3.secret_key}
+    spec, secrets = side.spec, side.secrets
     sizes: dict[bool, int] = {}
 
     async def do(kind: type[Order], **fields: Any) -> dict[str, Any]:

@@ -63,6 +63,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "created": "date", "agent": "string", "tags": "list"},
     "dataStoreProvider": {
         "name": "string", "type": "string", "scope": "string", "settings": "object", "capabilities": "list"},
+    "plan": {
+        "step": "string", "move": "string", "strategy": "string", "from": "map", "to": "map", "agent": "string",
+        "bytes": "long", "seconds": "long", "basis": "string", "reason": "string", "refused": "list"},
     "capability": {
         "cloudstackversion": "string", "securitygroupsenabled": "boolean", "dynamicrolesenabled": "boolean",
         "userpublictemplateenabled": "boolean", "supportELB": "string", "projectinviterequired": "boolean",

@@ -14,6 +14,7 @@ from schema import REGISTRY
 from schema.failure import BadParameter, Failed, Unsupported
 from schema.image_store import AddImageStore
 from schema.message import Command
+from schema.motion import MotionPlan
 from schema.snapshot import CreateSnapshot
 from schema.template import RegisterTemplate
 from schema.volume import CreateVolume
@@ -118,3 +119,11 @@ def test_a_bad_value_is_told_in_the_callers_spelling() -> None:
     with pytest.raises(Failed) as refused:
         command.build({"volumeid": "no uuid"}, ID)
     assert refused.value.failure.field == "volumeid"
+
+
+def test_a_plan_shows_what_list_apis_says() -> None:
+    cost = {"bytes": 1, "seconds": 1, "basis": "b"}
+    end = {"kind": "store", "name": "s"}
+    made = MotionPlan.model_validate({"strategy": "direct", "move": "disk->store", "source": end, "target": end, "agent": "a",
+                                      "cost": cost, "reason": "r"})
+    assert set(responses.plan("backup", made)) == set(responses.FIELDS["plan"])

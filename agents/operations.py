@@ -1,25 +1,21 @@
 """The operations: which coroutine does which order. A literal table at the end; read it first.
 
 Each leaves the thing whole or nothing at all, may run twice with the same order, and stops within seconds when it is
-cancelled. Refuses to know how orders come and reports go: that is `runtime`.
+cancelled. Refuses to know how orders come and reports go: that is `runtime`; and to move bytes: that is `motion`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agents.download import fetch
-from agents.hypervisors.base import ChangeTracking, Untracked
+from agents.hypervisors.base import ChangeTracking
 from agents.manifest import delete_object
-from agents.motion.base import Progress
-from agents.motion.compressed import write_compressed
-from agents.motion.delta import changes, read_chain, usable, write_delta
-from agents.motion.direct import write_image
-from agents.toolbox import Toolbox, both
+from agents.motion.base import Progress, Secrets
+from agents.motion.registry import find
+from agents.toolbox import Toolbox
 from schema.agent import (
     CreateDisk,
     DeleteDisk,
@@ -38,8 +34,8 @@ from schema.agent import (
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import DiskRef, ImageFormat
 from schema.message import Order
+from schema.motion import BACKUP, FETCH, RESTORE
 
-Secrets = Mapping[str, str]
 Operation = Callable[[Any, Toolbox, Secrets, Progress], Awaitable[Result]]
 SUFFIX = "qcow2"
 
@@ -61,9 +57,9 @@ async def check_store(order: TestImageStore, tools: Toolbox, secrets: Secrets, p
 
 
 async def fetch_image(order: FetchImage, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
-    """Download a URL into the store."""
-    async with tools.store(order.store, secrets) as store:
-        return ImageResult(image=await fetch(order, store, tools.guard, progress))
+    """A URL into the store, by the motion that was planned."""
+    done: ImageResult = await find(order.motion, FETCH)(order, "", tools, secrets, progress)
+    return done
 
 
 async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
@@ -84,10 +80,7 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
         if order.image is None:
             await hypervisor.create(draft, order.virtual_size)
         else:
-            assert order.store is not None
-            async with tools.store(order.store, secrets) as store:
-                await read_chain(store, [*order.base, order.image], draft, hypervisor=hypervisor, progress=progress,
-                                 workers=tools.workers)
+            await find(order.motion, RESTORE)(order, draft, tools, secrets, progress)
             await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=order.virtual_size)
         await primary.commit(order.volume_id, order.work_name, SUFFIX)
     except BaseException:
@@ -124,29 +117,9 @@ async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, p
 
 
 async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
-    """From the block export straight into the store."""
-    path = _disk(order.disk, tools)
-    where: dict[str, Any] = {
-        "store_id": order.store.id, "key": order.key, "kind": "snapshot", "thing_id": order.thing_id, "job_id": order.job_id,
-        "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
-    if order.compression not in ("", "zstd"):
-        raise Refused(f"{order.compression} is no compression that this agent knows", field="compression", remedy="none or zstd")
-    record = tools.record(order.work_name)  # a compressed object's parts depend on all before them: it begins again
-    whole: Any = write_compressed if order.compression else partial(write_image, record=record)
-    if order.parent is None:
-        async with both(tools.store(order.store, secrets), tools.hypervisor.open(path, tag=order.tag)) as (store, device):
-            return ImageResult(image=await whole(device, store, **where))
-    async with tools.store(order.store, secrets) as store:
-        try:
-            changed = await changes(tools.hypervisor, path, order.parent_tag)
-            async with tools.hypervisor.open(path, tag=order.tag) as device:
-                await usable(store, order.parent, device.size, order.key)
-                return ImageResult(image=await write_delta(device, changed, order.parent, store, record=record,
-                                                                     **where))
-        except Untracked as why:
-            reason = why.failure.cause
-        async with tools.hypervisor.open(path, tag=order.tag) as device:
-            return ImageResult(image=await whole(device, store, **where), reason=reason)
+    """From the disk into the store, by the motion that was planned."""
+    done: ImageResult = await find(order.motion, BACKUP)(order, _disk(order.disk, tools), tools, secrets, progress)
+    return done
 
 
 async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:

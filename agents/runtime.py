@@ -37,6 +37,7 @@ from schema.failure import Failed, Failure, Refused, WorkRetryable
 from schema.ids import derive, partition
 from schema.image import PrimarySpec
 from schema.message import Message, Order, Report
+from schema.motion import MotionSpec
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class AgentConfig:
     hypervisor: str = ""
     providers: tuple[ProviderSpec, ...] = ()
     primaries: tuple[PrimarySpec, ...] = ()
+    motions: tuple[MotionSpec, ...] = ()
+    """See agents.motion.registry.announced."""
     state_dir: Path
     token: bytes
     transfers: int = 4
@@ -377,7 +380,7 @@ class AgentRuntime:
         hello = AgentHello(
             agent=config.name, zone_id=config.zone_id, roles=list(config.roles), hypervisor=config.hypervisor,
             providers=list(config.providers), primaries=list(config.primaries), public_key=self.grants.public_key,
-            proof=self.grants.proof(config.token))
+            proof=self.grants.proof(config.token), motions=list(config.motions))
         pause = 0.5
         while True:  # often at first: handlers may start after agents
             await _shielded(lambda: self._publish(hello, encode(hello), f"agent-{config.name}"))

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from agents import libnbd, qemu
+from agents import qemu
 from agents.grants import Grants as AgentGrants
 from agents.grants import load_or_create_key
+from agents.hypervisors.kvm import lacking
 from agents.image_stores.registry import providers
+from agents.motion.registry import announced
 from agents.mover import Mover
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.runtime import AgentConfig, AgentRuntime
@@ -165,15 +167,16 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
 
 
 async def _storage(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
-    return {"roles": ("storage",), "providers": tuple(await asyncio.to_thread(providers))}
+    return {"roles": ("storage",), "providers": tuple(await asyncio.to_thread(providers)), "motions": announced(disks=False)}
 
 
 async def _kvm(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
-    missing = qemu.installed() + ([] if libnbd.available() else ["libnbd.so.0"])
+    missing = lacking()
     if missing:
         raise Refused(f"the KVM agent needs {', '.join(missing)}", field="kind", remedy=f"{qemu.INSTALL} libnbd0")
     path = (settings.primary_path or settings.data_dir / "primary").absolute()
     await FolderPrimaryStore(path).prepare()
     spec = PrimarySpec(id=derive(zone_id, f"primary/{name}/{path}"), name=f"{name}-folder", kind="folder", path=str(path),
                        zone_id=zone_id, agent=name)
-    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": (spec,)}
+    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": (spec,), "motions": announced(disks=True),
+            "providers": tuple(await asyncio.to_thread(providers))}

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import uvloop
 
-from bench import append, backup, commands, incremental, replay
+from bench import append, backup, commands, incremental, planning, replay
 from bench.measure import Result
 from bench.sides import S3Side, Side, SwiftSide
 from tests.services.postgres import start_postgres
@@ -21,8 +21,8 @@ from tests.services.rabbitmq import start_rabbitmq
 from tests.services.seaweedfs import start_seaweedfs
 from tests.services.swift import start_swift
 
-SPINE = ("append", "commands", "latency", "replay", "backup")
-"""The log, the bus and one backup: `make bench`."""
+SPINE = ("plan", "append", "commands", "latency", "replay", "backup")
+"""The planner, the log, the bus and one backup: `make bench`."""
 MOTION = ("halves", "restore", "zstd", "incremental", "swift")
 """What moves bytes, in more detail: `make bench ROWS=motion`. Both together would take more than ten minutes."""
 
@@ -42,6 +42,8 @@ async def main(names: set[str]) -> int:
 
 
 async def _results(names: set[str]) -> AsyncIterator[Result]:
+    if "plan" in names:
+        yield await planning.run()
     if names & {"append", "commands", "latency", "replay"}:
         postgres = await start_postgres(durable=True)
         try:

@@ -13,8 +13,8 @@ from uuid import UUID
 from schema.agent import AgentAnnounced, ProviderSpec
 from schema.motion import BEFORE_PLANS, MotionSpec
 
-Place = tuple[str, UUID | None]
-"""(provider in lower case, zone or None for the whole region)"""
+Place = tuple[str, UUID | None, str, str]
+"""(provider in lower case, zone or None for the whole region, strategy, move); the last two empty: whatever they carry."""
 
 
 @dataclass(slots=True)
@@ -40,9 +40,10 @@ class Carriers:
         for spec in announced(said):
             self.strategies.setdefault(spec.name, set()).update(spec.moves)
 
-    def of(self, provider: str, zone_id: UUID | None) -> list[str]:
-        """Names of the storage agents that carry the provider, in the zone when one is given; not to be changed."""
-        return self.names.get((provider, zone_id), [])
+    def of(self, provider: str, zone_id: UUID | None, strategy: str = "", move: str = "") -> list[str]:
+        """Names of the storage agents that carry the provider, in the zone when one is given, and the move by this strategy
+        when one is given; not to be changed."""
+        return self.names.get((provider, zone_id, strategy, move), [])
 
 
 def announced(agent: AgentAnnounced) -> list[MotionSpec]:
@@ -63,4 +64,6 @@ def provider(agent: AgentAnnounced, name: str) -> ProviderSpec | None:
 def _places(agent: AgentAnnounced) -> list[Place]:
     if "storage" not in agent.roles:
         return []
-    return [(name, zone) for name in sorted({spec.name.lower() for spec in agent.providers}) for zone in (None, agent.zone_id)]
+    able = {("", ""), *((spec.name, move) for spec in announced(agent) for move in spec.moves)}
+    return [(name, zone, strategy, move) for name in {spec.name.lower() for spec in agent.providers}
+            for zone in (None, agent.zone_id) for strategy, move in able]

@@ -163,23 +163,27 @@ def _by_host(known: Carriers, strategy: str, move: Move) -> tuple[MotionSpec, Ag
 
 def _by_anyone(known: Carriers, strategy: str, move: Move) -> tuple[MotionSpec, AgentAnnounced] | RefusedMotion:
     """The first storage agent, by name, that reaches the stores and carries the strategy."""
-    first, *others = [store.spec.provider for store in move.stores]
+    wanted = sorted({store.spec.provider for store in move.stores})
     place = f"the storage agents of the zone {move.zone_id}" if move.zone_id else "the storage agents"
-    carries_all = False
-    for name in known.of(first, move.zone_id):
-        agent = known.agents[name]
-        if any(carriers.provider(agent, other) is None for other in others):
-            continue
-        carries_all = True
-        spec = carriers.motion(agent, strategy)
-        if spec is not None and move.kind in spec.moves:
-            return spec, agent
-    if carries_all:
+    able = _first(known, [known.of(provider, move.zone_id, strategy, move.kind) for provider in wanted], wanted)
+    spec = carriers.motion(able, strategy) if able is not None else None
+    if able is not None and spec is not None:
+        return spec, able
+    if _first(known, [known.of(provider, move.zone_id) for provider in wanted], wanted) is not None:
         return RefusedMotion(strategy=strategy, missing=f"{strategy} for {move.kind}", where=place,
                              cause=f"none of {place} carries it from {move.source.kind} to {move.target.kind}")
-    providers = " and ".join(sorted({first, *others}))
+    providers = " and ".join(wanted)
     return RefusedMotion(strategy=strategy, missing=f"the provider {providers}", where=place,
                          cause=f"none of {place} carries the provider {providers}")
+
+
+def _first(known: Carriers, lists: list[list[str]], providers: list[str]) -> AgentAnnounced | None:
+    """The first agent, by name, that is on every list, the shortest of which is looked through."""
+    for name in min(lists, key=len):
+        agent = known.agents[name]
+        if len(lists) == 1 or all(carriers.provider(agent, provider) is not None for provider in providers):
+            return agent
+    return None
 
 
 def _lacking(known: Carriers, spec: MotionSpec, agent: AgentAnnounced, move: Move) -> RefusedMotion | None:

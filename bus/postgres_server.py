@@ -205,7 +205,7 @@ class PostgresServer:
 
     def _child(self, *, dies: bool) -> Callable[[], None]:
         """Runs in the child before exec: another user, and (after that, which clears it) the parent's death signal."""
-        user = self.user
+        user, parent = self.user, os.getpid()
 
         def become() -> None:
             if user is not None:
@@ -215,6 +215,8 @@ class PostgresServer:
             os.umask(0o077)
             if dies:
                 _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+                if os.getppid() != parent:  # it ended before this line: no signal will come
+                    os._exit(1)
 
         return become
 

@@ -159,8 +159,31 @@ def test_where_namespaces_are_forbidden_the_rest_holds() -> None:
     less = ["setpriv", "--inh-caps=-sys_admin", "--bounding-set=-sys_admin"]
     said = subprocess.run([*less, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == "False" and "unshare" not in said
-    status = subprocess.run([*less, *said[1:said.index("qemu-img")], "cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    status = subprocess.run([*less, *said[1:said.index("/bin/sh")], "cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
     assert "NoNewPrivs:\t1\n" in status and "CapEff:\t0000000000000002\n" in status
+
+
+@pytest.mark.needs_qemu
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_program_does_not_outlive_a_parent_that_died_before_it_was_one(qemu: None, tmp_path: Path, dies: bool) -> None:
+    """Killed between fork and exec, an agent would leave a program behind that holds the disk for ever."""
+    disk = tmp_path / "disk.raw"
+    disk.touch()
+    code = f"""
+import os, sys, time
+from agents import sandbox
+words = sandbox.wrapped(['qemu-img', 'info', '-f', 'raw', {str(disk)!r}], memory=1 << 30)
+parent = os.getpid()
+child = os.fork()
+if child == 0:
+    while {dies} and os.getppid() == parent:
+        time.sleep(0.01)
+    os.execvp(words[0], words)
+if not {dies}:
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)  # until both have closed their ends
+    assert ("virtual size" in done.stdout) is not dies, done
 
 
 @pytest.mark.needs_qemu

@@ -1,8 +1,8 @@
 """The sandbox that qemu's programs run in: limits, no network, no privileges, no life without their parent.
 
-Owns the words in front of a program's command line (util-linux's prlimit, unshare, setpriv, and a line of sh, so that nothing of
-ours runs between fork and exec) and the rule that a format is always said. Refuses to start anything but its own probe. Where the host forbids
-namespaces the rest still holds, and `isolated` says so.
+Owns the words in front of a program's command line (util-linux's prlimit, unshare, setpriv, and a line of sh, so that nothing
+of ours runs between fork and exec) and the rule that a format is always said. Refuses to start anything but its own probe.
+Where the host forbids namespaces the rest still holds, and `isolated` says so.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PRIVILEGES = ["--inh-caps=-all", "--bounding-set=-all,+dac_override"]
 """A disk may belong to the hypervisor's own user: that much of root is kept."""
 _END = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
 _BORN = ["/bin/sh", "-c", 'test "$PPID" = "$0" && exec "$@"']
-"""Comes after the parent's death signal was asked for: a parent that died before that will send none, and the program would hold its
-disk for ever. $0 is the parent."""
+"""Comes after the parent's death signal was asked for: a parent that died before that will send none, and the program would
+hold its disk for ever. $0 is the parent."""
 
 
 def isolated() -> bool:
@@ -53,7 +53,8 @@ def _strictest() -> tuple[str, ...]:
 def wrapped(arguments: Sequence[str], *, memory: int, seconds: int = 0) -> list[str]:
     """The command line inside the sandbox, `memory` bytes of address space, `seconds` of processor (0: as long as it serves).
 
-    This process is its parent, and must be the one that starts it. Raises ValueError for one that would leave a format to be guessed or a name to be taken for a protocol: a mistake of ours."""
+    This process is its parent, and must be the one that starts it. Raises ValueError for one that would leave a format to be
+    guessed or a name to be taken for a protocol: a mistake of ours."""
     refuse_guessing(arguments)
     limits = ["prlimit", f"--as={memory}", "--core=0", f"--nofile={FILES}:{FILES}", *([f"--cpu={seconds}"] if seconds else [])]
     return [*limits, *_strictest(), *_BORN, str(os.getpid()), *arguments]

@@ -7,11 +7,13 @@ cancelled. Refuses to know how orders come and reports go: that is `runtime`; an
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from agents.hypervisors.base import ChangeTracking
+from agents.image_stores.base import Measured
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
@@ -38,6 +40,7 @@ from schema.motion import BACKUP, FETCH, RESTORE
 
 Operation = Callable[[Any, Toolbox, Secrets, Progress], Awaitable[Result]]
 SUFFIX = "qcow2"
+log = logging.getLogger(__name__)
 
 
 async def check_store(order: TestImageStore, tools: Toolbox, secrets: Secrets, progress: Progress) -> StoreTested:
@@ -112,8 +115,20 @@ async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, p
     if isinstance(hypervisor, ChangeTracking) and order.tag not in await hypervisor.snapshots(path):
         await hypervisor.track(path, order.tag)
     await hypervisor.take_snapshot(path, order.tag)
-    virtual, _ = await tools.hypervisor.measure(path)
-    return SnapshotFrozen(virtual_size=virtual)
+    virtual, physical = await tools.hypervisor.measure(path)
+    return SnapshotFrozen(virtual_size=virtual, physical_size=physical, free_bytes=await _free(order, tools, secrets))
+
+
+async def _free(order: TakeSnapshot, tools: Toolbox, secrets: Secrets) -> int | None:
+    """Room where the backup will go. A store that is away says nothing now: writing to it will show."""
+    if order.store is None:
+        return None
+    try:
+        async with tools.store(order.store, secrets) as store:
+            return await store.free_bytes() if isinstance(store, Measured) else None
+    except Failed as error:
+        log.info("the room on %s is not known: %s", order.store.name, error.failure.cause)
+        return None
 
 
 async def write_snapshot(order: WriteSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:

@@ -140,7 +140,8 @@ DESCRIPTIONS = {
     "id": "the UUID of the thing", "ids": "UUIDs, comma separated", "name": "the name", "url": "the URL",
     "zoneid": "the UUID of the zone", "provider": "the provider, as listStorageProviders names it",
     "details": "settings of the provider: details[0].key=K&details[0].value=V, or details.K=V",
-    "readonly": "true: it takes nothing new", "displaytext": "a text for people", "format": "QCOW2 or RAW",
+    "readonly": "true: it takes nothing new", "capacitybytes": "bytes that may rest on it; 0: no limit but its own",
+    "displaytext": "a text for people", "format": "QCOW2 or RAW",
     "hypervisor": "the hypervisor: KVM", "checksum": "{SHA-256}hex, {MD5}hex, ...; a bare hex digest is MD5",
     "ispublic": "every account may use it", "isfeatured": "it is shown first", "ostypeid": "the OS type",
     "isextractable": "it may be downloaded", "size": "size in GiB", "snapshotid": "the UUID of the snapshot",
@@ -280,7 +281,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="updateImageStore", mode=Mode.SYNC, item="imagestore", noun="image_store", command=UpdateImageStore,
         roles=ADMIN, now=True, parameters=derived(UpdateImageStore), related="listImageStores",
-        description="Renames an image store or makes it read-only."),
+        description="Renames an image store, makes it read-only, or limits what may rest on it."),
     ApiCommand(
         name="deleteImageStore", mode=Mode.SYNC, noun="image_store", command=DeleteImageStore, roles=ADMIN, now=True,
         parameters=derived(DeleteImageStore), related="listImageStores",

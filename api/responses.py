@@ -25,7 +25,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "imagestore": {
         "id": "string", "name": "string", "url": "string", "protocol": "string", "providername": "string",
         "scope": "string", "zoneid": "string", "zonename": "string", "readonly": "boolean", "hasannotations": "boolean",
-        "tested": "list"},
+        "tested": "list", "capacitybytes": "long"},
     "template": {
         "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
         "isextractable": "boolean", "isready": "boolean", "crossZones": "boolean", "created": "date", "removed": "date",
@@ -129,7 +129,8 @@ def image_store(row: Row, names: Names) -> dict[str, Any]:
     return _filled(
         id=row["id"], name=row["name"], url=row["url"], protocol=row["protocol"],
         providername=provider_name(row["provider"]), scope=row["scope"], zoneid=row["zone_id"],
-        zonename=name_of(names.zones, row["zone_id"]), readonly=bool(row["read_only"]), hasannotations=False)
+        zonename=name_of(names.zones, row["zone_id"]), readonly=bool(row["read_only"]), hasannotations=False,
+        capacitybytes=row.get("capacity_bytes") or None)
 
 
 def percent(progress: Row | None) -> int:

@@ -255,6 +255,9 @@ class EventStore(Protocol):
     async def counters(self) -> dict[str, tuple[int, int | None]]:
         """Every counter: value and ceiling (None: no ceiling)."""
 
+    async def counter_values(self, names: Sequence[str]) -> dict[str, int]:
+        """These counters' values; those that were never counted are left out."""
+
     # --- timers, leases, members: who does what, by the database's clock ---
 
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:

@@ -190,6 +190,10 @@ class MemoryEventStore:
         """See EventStore."""
         return {name: (counter.value, counter.ceiling) for name, counter in self._counters.items()}
 
+    async def counter_values(self, names: Sequence[str]) -> dict[str, int]:
+        """See EventStore."""
+        return {name: self._counters[name].value for name in names if name in self._counters}
+
     # --- timers, leases, members ---
 
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:

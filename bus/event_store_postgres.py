@@ -251,6 +251,10 @@ class PostgresEventStore:
         """See EventStore."""
         return {row["name"]: (row["value"], row["ceiling"]) for row in await self._fetch("counters")}
 
+    async def counter_values(self, names: Sequence[str]) -> dict[str, int]:
+        """See EventStore."""
+        return {row["name"]: row["value"] for row in await self._fetch("counter_values", list(names))}
+
     # --- timers, leases, members ---
 
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:

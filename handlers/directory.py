@@ -35,6 +35,8 @@ class Store:
     scope: str
     state: str
     read_only: bool = False
+    capacity: int | None = None
+    """Bytes that the operator lets rest on it; None: no limit but the store's own."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,9 @@ class Directory:
     """id -> (primary store, hypervisor)"""
     stores: dict[UUID, Store] = field(default_factory=dict)
     agents: dict[str, AgentAnnounced] = field(default_factory=dict)
+    used: dict[UUID, int] = field(default_factory=dict)
+    """Image store -> bytes on it and reserved, for stores with a capacity: not of the fold, but the counters' values as they
+    were when the decision began. The append decides."""
     carriers: Carriers = field(default_factory=Carriers)
     """The agents again, as the planner asks for them."""
 
@@ -74,6 +79,7 @@ class Directory:
                         known,
                         spec=known.spec.model_copy(update={"name": event.name or known.spec.name}),
                         read_only=known.read_only if event.read_only is None else event.read_only,
+                        capacity=known.capacity if event.capacity_bytes is None else event.capacity_bytes or None,
                     )
             case ImageStoreRejected() | ImageStoreDeleted():
                 self.stores.pop(event.store_id, None)

@@ -52,6 +52,8 @@ class ImageStoreState:
     scope: str
     job_id: UUID
     read_only: bool = False
+    capacity: int | None = None
+    """Bytes that may rest on it; None: no limit but its own."""
     steps: tuple[str, ...] = ()
     """What the steps of its test found."""
 
@@ -70,7 +72,8 @@ def evolve(state: ImageStoreState | None, event: Event) -> ImageStoreState:
     if isinstance(event, ImageStoreUpdated):
         spec = state.spec.model_copy(update={"name": event.name or state.spec.name})
         return replace(state, status=status, spec=spec,
-                       read_only=state.read_only if event.read_only is None else event.read_only)
+                       read_only=state.read_only if event.read_only is None else event.read_only,
+                       capacity=state.capacity if event.capacity_bytes is None else event.capacity_bytes or None)
     return replace(state, status=status)
 
 
@@ -225,21 +228,23 @@ class _Sync:
 
 
 class UpdateFlow(_Sync):
-    """Rename, or make read-only."""
+    """Rename, make read-only, limit."""
 
     def start(self, context: Context) -> None:
         """The new name must be free."""
         command = context.command
         assert isinstance(command, UpdateImageStore)
         state = _known(context, command.id)
-        if command.name is None and command.read_only is None:
-            raise BadParameter("nothing to change", field="name", remedy="give name or readonly")
+        if command.name is None and command.read_only is None and command.capacity_bytes is None:
+            raise BadParameter("nothing to change", field="name", remedy="give name, readonly or capacitybytes")
+        if command.capacity_bytes is not None and not 0 <= command.capacity_bytes < 1 << 63:
+            raise BadParameter("must be 0 (no limit) or a number of bytes", field="capacitybytes")
         if command.name is not None and command.name != state.spec.name:
             context.claim(_name_claim(command.name), str(command.id),
                           BadParameter(f"an image store is already named {command.name!r}", field="name"))
             context.unclaim(_name_claim(state.spec.name), str(command.id), state.job_id)
         context.emit(stream(command.id), ImageStoreUpdated(
-            store_id=command.id, name=command.name, read_only=command.read_only))
+            store_id=command.id, name=command.name, read_only=command.read_only, capacity_bytes=command.capacity_bytes))
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The store."""

@@ -16,7 +16,7 @@ from bus.submission import job_stream
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.planner import NoMotion
 from schema.agent import CancelWork, ReleaseWork, WorkCancelled, WorkCompleted, WorkFailed
-from schema.failure import BadParameter, Failure
+from schema.failure import BadParameter, Failed, Failure
 from schema.ids import derive
 from schema.job import (
     JobCancelled,
@@ -184,8 +184,9 @@ class Engine:
         context.out.set_timers.append((timer_id(context.job_id), WATCH_S))
         return True
 
-    def report(self, report: WorkCompleted | WorkFailed | WorkCancelled) -> None:
-        """A final report. One that is not about the order that is out is released and changes nothing."""
+    def report(self, report: WorkCompleted | WorkFailed | WorkCancelled, refusal: Failed | None = None) -> None:
+        """A final report. One that is not about the order that is out is released and changes nothing. `refusal`: why the job
+        cannot go on although the work was done (what comes next finds no room): it is undone."""
         job = self.job
         self._release(report)
         if job.ended or not job.outstanding or (report.work_id, report.attempt) != (job.work_id, job.attempt):
@@ -193,7 +194,7 @@ class Engine:
         undoing = job.status == "undoing"
         match report:
             case WorkCompleted():
-                self._completed(report, undoing)
+                self._completed(report, undoing, refusal)
             case WorkFailed():
                 self._failed(report.failure, undoing)
             case WorkCancelled() if undoing:
@@ -206,12 +207,15 @@ class Engine:
             job_id=report.job_id, work_id=report.work_id, attempt=report.attempt, agent=report.agent,
             reply_key=self.job.submitted.key))
 
-    def _completed(self, report: WorkCompleted, undoing: bool) -> None:
+    def _completed(self, report: WorkCompleted, undoing: bool, refusal: Failed | None) -> None:
         context, name = self.context, self.job.step
         context.emit(self.stream, JobStepCompleted(
             job_id=context.job_id, step=name, work_id=report.work_id, bytes=report.bytes))
         if undoing:
             self._undo_next()
+            return
+        if refusal is not None:
+            self.undo(refusal.failure, cancelled=False)
             return
         step = next(s for s in self.flow.steps if s.name == name)
         step.done(context, report.result)

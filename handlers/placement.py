@@ -1,6 +1,7 @@
 """Placement: which image store, which primary store, which agent. Pure functions of the directory.
 
-Refuses to reserve anything: capacity and residence are counters, taken in the append that follows.
+Refuses to reserve anything: capacity and residence are counters, taken in the append that follows. What it says of room is as
+old as the decision; when another append took the room first, the whole choice is made again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from handlers.directory import Directory, Store
-from schema.failure import BadParameter, Unavailable
+from schema.failure import BadParameter, NoRoom, Unavailable
 from schema.image import PrimarySpec
 
 
@@ -23,17 +24,50 @@ def zone(directory: Directory, zone_id: UUID | None) -> UUID:
     return next(iter(directory.zones))
 
 
-def image_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | None = None) -> Store:
-    """A writable image store that reaches the zone (any, for a whole region), `prefer` if it is one. Raises Unavailable."""
-    reach = [store for store in directory.stores.values()
-             if store.state == "Ready" and (store.scope == "REGION" or zone_id is None or store.zone_id == zone_id)]
+def free(directory: Directory, store: Store) -> int | None:
+    """Bytes of its capacity that are neither used nor reserved; None: the operator set no capacity."""
+    return None if store.capacity is None else max(0, store.capacity - directory.used.get(store.spec.id, 0))
+
+
+def image_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | None = None, provider: str = "",
+                need: int = 1) -> Store:
+    """An image store for a new object: it reaches the zone (any, for a whole region), is of the `provider` (empty: any), takes
+    new objects, an agent carries it, and `need` bytes are free. `prefer` if it is one, else the one with the most room.
+
+    Raises Unavailable, or NoRoom, each naming what was in the way."""
+    reach = [store for store in directory.stores.values() if store.state == "Ready"
+             and (store.scope == "REGION" or zone_id is None or store.zone_id == zone_id)]
     if not reach:
         raise Unavailable("no image store reaches this zone", field="zoneid", remedy="add one with addImageStore")
-    writable = sorted((store for store in reach if not store.read_only), key=lambda store: str(store.spec.id))
+    kind = [store for store in reach if provider.lower() in ("", store.spec.provider)]
+    if not kind:
+        raise Unavailable(f"no image store of the provider {provider} reaches this zone", field="provider",
+                          remedy=f"here are: {', '.join(sorted({store.spec.provider for store in reach}))}")
+    writable = [store for store in kind if not store.read_only]
     if not writable:
-        raise Unavailable("every image store here is read-only", field="zoneid",
+        names = ", ".join(sorted(store.spec.name for store in kind))
+        raise Unavailable(f"every image store here is read-only ({names}) and takes no new objects", field="zoneid",
                           remedy="updateImageStore readonly=false, or add another")
-    return next((store for store in writable if store.spec.id == prefer), writable[0])
+    carried = [store for store in writable if _carriers(directory, store.spec.provider, store.zone_id)]
+    if not carried:
+        storage_agent(directory, writable[0].spec.provider, writable[0].zone_id)
+    rooms = {store.spec.id: free(directory, store) for store in carried}
+    roomy = [store for store in carried if (room := rooms[store.spec.id]) is None or room >= max(1, need)]
+    if not roomy:
+        raise no_room(carried, need)
+    # A store without a capacity has as much room as anybody knows.
+    return min(roomy, key=lambda store: (store.spec.id != prefer, rooms[store.spec.id] is not None,
+                                         -(rooms[store.spec.id] or 0), str(store.spec.id)))
+
+
+def no_room(stores: list[Store], need: int, measured: int | None = None) -> NoRoom:
+    """The refusal of `need` bytes by these stores; `measured`: what the only one of them said was free."""
+    names = ", ".join(sorted(store.spec.name for store in stores))
+    if measured is not None:
+        return NoRoom(f"the image store {names} is full: no room for {need} bytes beside what is on its way: {measured} bytes "
+                      "are free", field="url", remedy="free space there, wait for what is on its way, or add a store")
+    return NoRoom(f"no room for {need} bytes: the capacity of {names} is used or reserved", field="zoneid", remedy=
+                  "wait for what is on its way, delete images, raise it (updateImageStore capacitybytes), or add a store")
 
 
 def primary(directory: Directory, zone_id: UUID) -> tuple[PrimarySpec, str]:
@@ -48,12 +82,16 @@ def primary(directory: Directory, zone_id: UUID) -> tuple[PrimarySpec, str]:
 
 def storage_agent(directory: Directory, provider: str, zone_id: UUID | None) -> str:
     """A storage agent that carries `provider`, in the zone when one is named. Raises Unavailable."""
-    carriers = sorted(
-        name for name, agent in directory.agents.items()
-        if "storage" in agent.roles and (zone_id is None or agent.zone_id == zone_id)
-        and any(spec.name.lower() == provider for spec in agent.providers)
-    )
+    carriers = _carriers(directory, provider, zone_id)
     if not carriers:
         raise Unavailable(f"no storage agent carries the provider {provider}", field="provider",
                           remedy="start one: storebus serve agent --role storage")
     return carriers[0]
+
+
+def _carriers(directory: Directory, provider: str, zone_id: UUID | None) -> list[str]:
+    return sorted(
+        name for name, agent in directory.agents.items()
+        if "storage" in agent.roles and (zone_id is None or agent.zone_id == zone_id)
+        and any(spec.name.lower() == provider for spec in agent.providers)
+    )

@@ -94,7 +94,7 @@ def _image_store(event: Any, at: str) -> Iterator[Change]:
         case image_store.ImageStoreRejected():
             yield "image_store", key, {"state": "Rejected", "error": event.failure.text, "removed": at}
         case image_store.ImageStoreUpdated():
-            given = {"name": event.name, "read_only": event.read_only}
+            given = {"name": event.name, "read_only": event.read_only, "capacity_bytes": event.capacity_bytes}
             yield "image_store", key, {name: value for name, value in given.items() if value is not None}
         case image_store.ImageStoreDeleted():
             yield "image_store", key, {"state": "Deleted", "removed": at}

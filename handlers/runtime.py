@@ -22,6 +22,7 @@ from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
+from handlers import capacity
 from handlers.agent import announce
 from handlers.decider import Context, Decision, Following, IllegalTransition, Limits
 from handlers.directory import PATTERNS, Directory
@@ -29,7 +30,7 @@ from handlers.job import Engine, JobState, outstanding_order, timer_id
 from handlers.table import EVOLVE, FLOWS
 from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
 from schema.codec import canonical, decode, encode
-from schema.failure import BadParameter, Failed, Refused, Unavailable
+from schema.failure import BadParameter, Failed, NoRoom, Refused, Unavailable
 from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
 from schema.message import Command, Event, Message, Order
@@ -147,9 +148,11 @@ class Runtime:
                 return await self._decide(fact.job_id, command, decide, envelope, expect_same=fact)
             except (ClaimTaken, CounterFull) as full:
                 refusal = getattr(full, "refusal", None) or full
+                if isinstance(refusal, NoRoom):
+                    refusal = None  # the room went to another: choose again, by what is free now
             except IdReused:
                 raise
-            except (Refused, Unavailable) as error:
+            except (Refused, Unavailable, NoRoom) as error:
                 refusal = error
         raise Conflict(f"{command.TYPE} lost {RACES} races", stream=stream)
 
@@ -173,7 +176,15 @@ class Runtime:
         job = await self._state(job_stream(report.job_id))
         if job is None:
             raise BadParameter(f"a report about the unknown job {report.job_id}", field="job_id")
-        await self._decide(report.job_id, command_of(job.submitted), lambda _, engine: engine.report(report), envelope)
+        command = command_of(job.submitted)
+        try:
+            await self._decide(report.job_id, command, lambda _, engine: engine.report(report), envelope)
+        except CounterFull as full:
+            refusal: Failed | None = getattr(full, "refusal", None)
+            if refusal is None:
+                raise
+            # The work was done, but what comes after it has no room.
+            await self._decide(report.job_id, command, lambda _, engine: engine.report(report, refusal), envelope)
 
     async def _timer(self, job_id: UUID) -> None:
         """A wait is over: start a command that got lost, make the next attempt, or ask the agent again."""
@@ -338,8 +349,15 @@ class Runtime:
             for row in page.rows:
                 self.directory.apply(decode(row.type, row.type_version, row.payload))
             if page.scanned_to == self.directory.position:
+                await self._room()
                 return
             self.directory.position = page.scanned_to
+
+    async def _room(self) -> None:
+        """What is used of the stores that have a capacity, as the counters say now."""
+        limited = [store_id for store_id, store in self.directory.stores.items() if store.capacity is not None]
+        values = await self.store.counter_values([capacity.used(store_id) for store_id in limited]) if limited else {}
+        self.directory.used = {store_id: values.get(capacity.used(store_id), 0) for store_id in limited}
 
 
 def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from bus.submission import job_stream
-from handlers import chain, image_store, placement, planner, template, volume
+from handlers import capacity, chain, image_store, placement, planner, template, volume
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
@@ -89,6 +89,8 @@ class SnapshotState:
     """The snapshots that are deltas of it."""
     ending: UUID | None = None
     """The job that deletes it."""
+    counted: int = 0
+    """Bytes by which it is counted on its store: reserved until it is backed up."""
 
 
 def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
@@ -101,15 +103,14 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
                              disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id)
     assert state is not None
     if isinstance(event, SnapshotTaken):
-        return replace(state, status=status, on_primary=True)
+        return replace(state, status=status, on_primary=True, counted=event.reserved)
     if isinstance(event, SnapshotOffPrimary):
         return replace(state, status=status, on_primary=False)
     if isinstance(event, SnapshotBackedUp):
-        if event.image.parent:
-            return replace(state, status=status, image=event.image)
-        return replace(state, status=status, image=event.image, parent=None, depth=0, reason=event.reason)
+        there = replace(state, status=status, image=event.image, counted=event.counted)
+        return there if event.image.parent else replace(there, parent=None, depth=0, reason=event.reason)
     if isinstance(event, SnapshotFailed):
-        return replace(state, status=status, image=None, on_primary=False, parent=None)
+        return replace(state, status=status, image=None, on_primary=False, parent=None, counted=0)
     return _linked(replace(state, status=status), event)
 
 
@@ -203,8 +204,9 @@ class _Backup:
     def backed_up(self, context: Context, result: Mapping[str, Any]) -> None:
         """Its bytes are in the store."""
         state, written = self.state(context), ImageResult.model_validate(result)
+        capacity.settle(context, state.store_id, state.counted, written.image.physical_size)
         context.emit(stream(state.id), SnapshotBackedUp(
-            snapshot_id=state.id, image=written.image,
+            snapshot_id=state.id, image=written.image, counted=written.image.physical_size,
             reason="" if written.image.parent else written.reason or state.reason))
         if state.parent is not None and not written.image.parent:
             chain.unlink(context, state.parent, state.id)
@@ -246,6 +248,7 @@ class _Backup:
         """Nothing of it remains, on the disk or in the store."""
         state = self.state(context)
         context.count(image_store.residents(state.store_id), -1)
+        capacity.release(context, state.store_id, state.counted, arrived=state.image is not None)
         context.emit(stream(state.id), SnapshotFailed(
             snapshot_id=state.id, failure=failure, store_id=state.store_id if state.image else None))
         if state.parent is not None:
@@ -295,14 +298,21 @@ class CreateFlow(_Backup):
 
     def _take(self, context: Context, work_id: UUID, attempt: int) -> Order:
         state = self.state(context)
+        store = context.directory.stores.get(state.store_id)
+        provider = context.directory.providers().get(store.spec.provider) if store is not None else None
+        measured = store is not None and provider is not None and "free_room" in provider.capabilities
         return TakeSnapshot(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.disk.primary.agent,
-                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag)
+                            reply_key=context.command.key(context.job_id), disk=state.disk, tag=state.tag,
+                            store=store.spec if store is not None and measured else None)
 
     def _taken(self, context: Context, result: Mapping[str, Any]) -> None:
         state, command = self.state(context), context.command
         assert isinstance(command, CreateSnapshot)
+        frozen = SnapshotFrozen.model_validate(result)
+        need = capacity.backup(frozen.virtual_size, frozen.physical_size)
+        capacity.reserve(context, template.known_store(context, state.store_id), need, free=frozen.free_bytes)
         context.emit(stream(state.id), SnapshotTaken(
-            snapshot_id=state.id, virtual_size=SnapshotFrozen.model_validate(result).virtual_size))
+            snapshot_id=state.id, virtual_size=frozen.virtual_size, reserved=need))
         self.release(context, backing_up=True)
         if not command.async_backup:
             self.begin(context)
@@ -430,6 +440,7 @@ class DeleteFlow:
         for each in doomed:
             if each.image is not None:
                 context.count(image_store.residents(each.store_id), -1)
+                capacity.release(context, each.store_id, each.counted, arrived=True)
             context.emit(stream(each.id), SnapshotDeleted(
                 snapshot_id=each.id, store_id=each.store_id if each.image else None))
         last = doomed[-1]

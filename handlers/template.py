@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import image_store, placement, planner
+from handlers import capacity, image_store, placement, planner
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
@@ -54,6 +54,8 @@ class TemplateState:
     store_id: UUID
     job_id: UUID
     image: ImageRef | None = None
+    counted: int = 0
+    """Bytes by which it is counted on its store: reserved until it is Ready."""
 
 
 def evolve(state: TemplateState | None, event: Event) -> TemplateState:
@@ -63,10 +65,10 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, TemplateRegistered):
         return TemplateState(status=status, id=event.template_id, name=event.name, format=event.format,
-                             zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id)
+                             zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id, counted=event.reserved)
     assert state is not None
     if isinstance(event, TemplateReady):
-        return replace(state, status=status, image=event.image)
+        return replace(state, status=status, image=event.image, counted=event.counted)
     return replace(state, status=status)
 
 
@@ -126,6 +128,8 @@ class RegisterFlow:
         store = placement.image_store(context.directory, command.zone_id)
         planner.plan(context.directory, planner.fetch(command.url, store))
         template_id = context.new_id("template")
+        reserved = capacity.download(context, store)
+        capacity.reserve(context, store, reserved)
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
             "the image store is being deleted", field="zoneid", remedy="try again"))
         context.emit(stream(template_id), TemplateRegistered(
@@ -134,7 +138,7 @@ class RegisterFlow:
             checksum=command.checksum, is_public=command.is_public, is_featured=command.is_featured,
             is_extractable=command.is_extractable, os_type_id=command.os_type_id, store_id=store.spec.id,
             key=object_key(context, "template", template_id, derive(context.job_id, "fetch"), 1, command.format),
-            job_id=context.job_id))
+            job_id=context.job_id, reserved=reserved))
 
     def _state(self, context: Context) -> TemplateState:
         state: TemplateState = context.state(stream(context.new_id("template")))
@@ -157,8 +161,9 @@ class RegisterFlow:
             max_virtual_size=context.limits.max_virtual_size)
 
     def _fetched(self, context: Context, result: Mapping[str, Any]) -> None:
-        context.emit(stream(self._state(context).id), TemplateReady(
-            template_id=self._state(context).id, image=ImageResult.model_validate(result).image))
+        state, image = self._state(context), ImageResult.model_validate(result).image
+        capacity.settle(context, state.store_id, state.counted, image.physical_size)
+        context.emit(stream(state.id), TemplateReady(template_id=state.id, image=image, counted=image.physical_size))
 
     def _unfetch(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
@@ -175,6 +180,7 @@ class RegisterFlow:
         """Nothing of it rests on the store any more."""
         state = self._state(context)
         context.count(image_store.residents(state.store_id), -1)
+        capacity.release(context, state.store_id, state.counted, arrived=state.status == "Ready")
         if state.status == "Ready":  # it was fetched before the cancel was seen, and taken back
             context.emit(stream(state.id), TemplateDeleteRequested(
                 template_id=state.id, job_id=context.job_id, store_id=state.store_id))
@@ -229,6 +235,7 @@ class DeleteFlow:
         state = self._state(context)
         if state.image is not None:
             context.count(image_store.residents(state.store_id), -1)
+            capacity.release(context, state.store_id, state.counted, arrived=True)
         context.emit(stream(state.id), TemplateDeleted(
             template_id=state.id, store_id=state.store_id if state.image else None))
         return {"success": True}

@@ -127,6 +127,8 @@ class TakeSnapshot(Order, type="order.take_snapshot"):
 
     disk: DiskRef
     tag: str
+    store: StoreSpec | None = None
+    """Where the backup will go, if its free room is to be looked at."""
 
 
 class WriteSnapshot(Order, type="order.write_snapshot"):
@@ -234,6 +236,10 @@ class SnapshotFrozen(Result):
     """Of TakeSnapshot."""
 
     virtual_size: int
+    physical_size: int = 0
+    """Bytes that the disk takes on its primary store."""
+    free_bytes: int | None = None
+    """Room on the store that was named; None: it tells none, or none was named."""
 
 
 class StoreTested(Result):

@@ -109,6 +109,13 @@ class Unavailable(Failed):
     retryable = True
 
 
+class NoRoom(Failed):
+    """A store has no room for what is asked. Nothing was done."""
+
+    code = 533
+    cscode = 4345
+
+
 class WorkFailed(Failed):
     """An agent tried and failed, and has cleaned up after itself."""
 

@@ -24,11 +24,13 @@ class AddImageStore(Command, type="image_store.add"):
 
 
 class UpdateImageStore(Command, type="image_store.update"):
-    """Rename an image store, or make it read-only."""
+    """Rename an image store, make it read-only, or say how much may rest on it."""
 
     id: UUID
     name: str | None = None
     read_only: bool | None = None
+    capacity_bytes: int | None = None
+    """Bytes that may rest on it, those on their way among them; 0: no limit but the store's own."""
 
     def key(self, job_id: UUID) -> str:
         """The store."""
@@ -77,11 +79,12 @@ class ImageStoreRejected(Event, type="image_store.rejected"):
 
 
 class ImageStoreUpdated(Event, type="image_store.updated"):
-    """Its name or its read-only mark changed; fields not given stay."""
+    """Its name, its read-only mark or its capacity changed; fields not given stay."""
 
     store_id: UUID
     name: str | None = None
     read_only: bool | None = None
+    capacity_bytes: int | None = None
 
 
 class ImageStoreDeleted(Event, type="image_store.deleted"):

@@ -64,6 +64,8 @@ class SnapshotTaken(Event, type="snapshot.taken"):
 
     snapshot_id: UUID
     virtual_size: int
+    reserved: int = 0
+    """Bytes that the image store keeps free for its backup."""
 
 
 class SnapshotBackupStarted(Event, type="snapshot.backup_started"):
@@ -89,6 +91,8 @@ class SnapshotBackedUp(Event, type="snapshot.backed_up"):
     """`parent` in it tells a delta from a full image."""
     reason: str = ""
     """Why it is a full image; empty for a delta."""
+    counted: int = 0
+    """Bytes by which it is counted on its store from now on, in place of what was reserved."""
 
 
 class SnapshotLinked(Event, type="snapshot.linked"):

@@ -57,6 +57,8 @@ class TemplateRegistered(Event, type="template.registered"):
     key: str
     """Where its first attempt writes."""
     job_id: UUID
+    reserved: int = 0
+    """Bytes that the store keeps free for it: how large it is shows when it is there."""
 
 
 class TemplateReady(Event, type="template.ready"):
@@ -64,6 +66,8 @@ class TemplateReady(Event, type="template.ready"):
 
     template_id: UUID
     image: ImageRef
+    counted: int = 0
+    """Bytes by which it is counted on its store from now on, in place of what was reserved."""
 
 
 class TemplateFailed(Event, type="template.failed"):

@@ -93,6 +93,14 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
+class Measured(Protocol):
+    """What a store with the capability free_room has beside the methods of ImageStore."""
+
+    async def free_bytes(self) -> int | None:
+        """Bytes that can still be written; None when it sets no limit."""
+
+
+@runtime_checkable
 class Remote(Protocol):
     """What a store that is spoken to over a network has beside the methods of ImageStore, for its test."""
 
@@ -112,7 +120,7 @@ class ImageStore(Protocol):
     SCOPE: ClassVar[str]
     """ZONE or REGION: how far one store reaches."""
     CAPABILITIES: ClassVar[frozenset[str]]
-    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5, resume_upload (see Resumable).
+    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5, resume_upload (see Resumable), free_room (see Measured).
     With presigned_get the store also has
     `async def presign(self, key: str, expires_s: int) -> str`: a link by which anyone may get the object for a while."""
     Settings: ClassVar[type[BaseModel]]

@@ -53,7 +53,7 @@ class FolderImageStore:
 
     PROVIDER: ClassVar[str] = "folder"
     SCOPE: ClassVar[str] = "ZONE"
-    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload"})
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload", "free_room"})
     Settings: ClassVar[type[BaseModel]] = FolderSettings
 
     def __init__(self, root: Path, disk: Disk) -> None:
@@ -235,6 +235,15 @@ class FolderImageStore:
                     yield entry
         finally:
             await asyncio.to_thread(walker.close)
+
+    async def free_bytes(self) -> int:
+        """What the file system gives to this user."""
+        def look() -> int:
+            with self.mounted() as root:
+                found = os.fstatvfs(root)
+                return found.f_bavail * found.f_frsize
+
+        return await self.run("look at the free room", look)
 
     async def test(self, prefix: str) -> Sequence[str]:
         """Mark a fresh directory as ours, then the steps every store is asked.

@@ -56,7 +56,7 @@ class SwiftImageStore:
     PROVIDER: ClassVar[str] = "swift"
     SCOPE: ClassVar[str] = "REGION"
     CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
-        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload"})
+        {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload", "free_room"})
     Settings: ClassVar[type[BaseModel]] = SwiftSettings
     page_size = 10_000
     """Names asked for in one page of a listing."""
@@ -347,6 +347,17 @@ class SwiftImageStore:
         return found
 
     # --- the store itself ---------------------------------------------------------------------------------------------
+
+    async def free_bytes(self) -> int | None:
+        """By the quotas of the container that holds the bytes and of the account; None without any."""
+        def rooms(line: Line, grant: Grant) -> list[int]:
+            container = swift.head_container(grant.url, grant.token, self.segments, http_conn=line.http)
+            account = swift.head_account(grant.url, grant.token, http_conn=line.http)
+            return [max(0, int(found[quota]) - int(found.get(used, 0))) for found, quota, used in (
+                (container, "x-container-meta-quota-bytes", "x-container-bytes-used"),
+                (account, "x-account-meta-quota-bytes", "x-account-bytes-used")) if found.get(quota, "").isdigit()]
+
+        return min(await self.client.ask("look at the quotas", rooms), default=None)
 
     @property
     def secured(self) -> str:

@@ -49,6 +49,8 @@ SELECT es.save_checkpoint($1, $2, $3, $4, $5, $6)
 SELECT name, value, holder FROM es.claim ORDER BY name, holder
 -- name: counters
 SELECT name, value, ceiling FROM es.counter
+-- name: counter_values
+SELECT name, value FROM es.counter WHERE name = ANY ($1::text[])
 -- name: due_timers
 SELECT id, key, type, payload, due_at FROM es.due_timers($1, $2, $3)
 -- name: timers

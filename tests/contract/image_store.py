@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from agents.image_stores.base import ImageStore, Upload
+from agents.image_stores.base import ImageStore, Measured, Upload
 from agents.manifest import (
     delete_object,
     find_manifest,
@@ -73,7 +73,8 @@ class ImageStoreContract(ResumeContract):
         store = place.store
         assert store.PROVIDER == store.PROVIDER.lower() != ""
         assert store.SCOPE in ("ZONE", "REGION")
-        assert {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload"} >= store.CAPABILITIES
+        assert {"ranged_read", "parallel_parts", "presigned_get", "integrity_md5", "resume_upload",
+                "free_room"} >= store.CAPABILITIES
         schema = store.Settings.model_json_schema()
         for name in place.secrets:
             assert "password" in str(schema["properties"][name]), "a secret's field is a SecretStr"
@@ -95,6 +96,15 @@ class ImageStoreContract(ResumeContract):
         await store.test(place.spec.prefix)
         assert await keys(store, place.spec.prefix) == []
         assert list(await store.unfinished(place.spec.prefix)) == []
+
+    async def test_tells_its_free_room_where_it_says_so(self, place: Place, store: ImageStore) -> None:
+        await store.test(place.spec.prefix)
+        if "free_room" in place.store.CAPABILITIES:
+            assert isinstance(store, Measured)
+            room = await store.free_bytes()
+            assert room is None or room > 0
+        else:
+            assert not isinstance(store, Measured)
 
     # --- small objects ------------------------------------------------------------------------------------------
 

@@ -246,6 +246,7 @@ async def test_a_counter_shared_by_all_of_a_moment_is_never_passed(store: EventS
     assert sum(isinstance(end, int) for end in ends) == 20
     assert sum(isinstance(end, CounterFull) for end in ends) == 30
     assert (await store.counters())["n"] == (20, 20)
+    assert await store.counter_values(["n", "never"]) == {"n": 20}
     assert await store.head() == 21
 
 

@@ -227,6 +227,16 @@ async def test_a_quota_that_is_reached_is_named(swift_server: SwiftServer, key: 
     await store.aclose()
 
 
+async def test_free_room_is_what_the_quotas_leave(swift_server: SwiftServer, key: str) -> None:
+    store = await SwiftImageStore.open(swift_spec(swift_server, container=f"room-{uuid4()}"), {"key": swift_server.key})
+    await store.test(key)
+    assert await store.free_bytes() is None
+    await store.client.ask("limit", lambda line, grant: post_container(grant.url, grant.token, store.segments, {
+        "X-Container-Meta-Quota-Bytes": "1000000"}))
+    assert await store.free_bytes() == 1_000_000
+    await store.aclose()
+
+
 async def test_all_goes_through_the_proxy_that_is_named_and_none_from_the_environment(
         swift_server: SwiftServer, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")

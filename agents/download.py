@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from agents import manifest as manifests
+from agents import stall
 from agents.image_stores.base import ImageStore, Upload
 from agents.inspection import Inspection
 from agents.motion.base import Progress
@@ -32,8 +33,6 @@ from schema.failure import BadParameter, Failed, WorkRetryable
 from schema.image import ImageFormat, ImageRef, Manifest
 
 REDIRECTS = 3
-STALL_S = 60.0
-"""Seconds without a byte after which a transfer is given up (and tried again): there is no limit on the whole."""
 CONNECT_S = 15.0
 IN_FLIGHT = 4
 """Parts being uploaded while the next is read."""
@@ -77,7 +76,7 @@ def parse_checksum(text: str) -> tuple[str, str] | None:
 async def opened(url: str, guard: UrlGuard) -> AsyncIterator[aiohttp.ClientResponse]:
     """The final answer of a URL, each hop checked and pinned. Raises BadParameter or WorkRetryable."""
     base = ""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=stall.seconds())
     for _ in range(REDIRECTS + 1):
         target = await guard.check(url, base=base)
         connector = aiohttp.TCPConnector(resolver=_Pinned(target), use_dns_cache=False, force_close=True)
@@ -130,7 +129,7 @@ class Download:
             raise WorkRetryable(f"the server does not take a connection within {CONNECT_S:.0f} s", field="url",
                                 remedy="it is tried again") from None
         except TimeoutError:
-            raise WorkRetryable(f"no byte came for {STALL_S:.0f} s", field="url", remedy="it is tried again") from None
+            raise stall.stalled("download", self.acknowledged, self.total, stall.seconds()) from None
         except aiohttp.ClientPayloadError:
             raise WorkRetryable(f"the connection broke after {self.received} bytes: truncated", field="url",
                                 remedy="it is tried again") from None
@@ -194,6 +193,7 @@ class Download:
             if asked is not None:
                 asked.update(data)
 
+        self.progress("download", 0, self.total)  # from here on bytes should move
         try:
             virtual = await self._pump(answer, upload, size, look, inspection)
         except BaseExceptionGroup as group:
@@ -208,6 +208,7 @@ class Download:
         async with asyncio.TaskGroup() as uploads:
             async for data in answer.content.iter_chunked(SLICE):
                 self.received += len(data)
+                stall.moved()
                 if self.received > self.order.max_bytes:
                     raise BadParameter(f"the image has more than {self.order.max_bytes} bytes", field="url")
                 await asyncio.to_thread(look, data)

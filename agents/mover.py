@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from agents.operations import OPERATIONS
+from agents.stall import watched
 from agents.toolbox import Toolbox
 from schema.codec import decode
 from schema.failure import Failed, Failure, WorkFailed, WorkRetryable
@@ -191,7 +192,7 @@ class InlineMover:
             moved = max(moved, done)
             on_progress(stage, done, total)
 
-        result = await OPERATIONS[type(order)](order, self._tools, secrets, progress)
+        result = await watched(partial(OPERATIONS[type(order)], order, self._tools, secrets), progress, self._tools.stall_seconds)
         return {"result": result.model_dump(mode="json"), "bytes": moved}
 
     async def aclose(self) -> None:
@@ -280,7 +281,8 @@ class Child:
         progress = _Thinned(number, self._say)
         try:
             order = decode(said["type"], said["version"], said["payload"].encode())
-            result = await OPERATIONS[type(order)](order, self._tools, said["secrets"], progress)  # type: ignore[index] # orders only
+            operation = OPERATIONS[type(order)]  # type: ignore[index] # orders only
+            result = await watched(partial(operation, order, self._tools, said["secrets"]), progress, self._tools.stall_seconds)
             self._say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
         except asyncio.CancelledError:
             if number in self._stopping:

@@ -17,6 +17,7 @@ from agents.image_stores.base import Measured
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
+from agents.primary_stores.base import KeepsDrafts
 from agents.toolbox import Toolbox
 from schema.agent import (
     CreateDisk,
@@ -78,7 +79,10 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
     """A draft, its content, its name: in this order."""
     primary, hypervisor = tools.primary(order.primary), tools.hypervisor
     name = f"{order.volume_id}.{SUFFIX}"
-    draft = await primary.draft(order.volume_id, order.work_name, SUFFIX)
+    # Of an image that is copied as it is, what a process that was killed left of this very order is gone on with.
+    goes_on = order.image is not None and order.image.format is ImageFormat.QCOW2
+    begin = primary.kept if goes_on and isinstance(primary, KeepsDrafts) else primary.draft
+    draft = await begin(order.volume_id, order.work_name, SUFFIX)
     try:
         if order.image is None:
             await hypervisor.create(draft, order.virtual_size)

@@ -21,6 +21,7 @@ from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
+from agents.stall import SECONDS
 from agents.transfer_record import TransferRecord
 from agents.uninterrupted import to_the_end
 from agents.url_guard import UrlGuard, parse_allow
@@ -63,6 +64,8 @@ class Toolbox:
     """Parts of one transfer that are on their way at once."""
     records: str = ""
     """Folder of the records by which transfers are resumed; empty: they begin again."""
+    stall_seconds: float = SECONDS
+    """Seconds after which a transfer of which nothing moves is ended."""
     _hypervisor: Hypervisor | None = field(default=None, repr=False)
 
     @property

@@ -160,6 +160,7 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
     config = AgentConfig(name=name, zone_id=zone_id, state_dir=state_dir, transfers=settings.transfers,
                          token=await asyncio.to_thread(agent_token, settings), **about)
     mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight, "records": str(config.records),
+                   "stall_seconds": settings.stall_seconds,
                    "hypervisor_name": about.get("hypervisor", "kvm").lower()})
     runtime = AgentRuntime(config, transport, mover, AgentGrants(name, key, transport))
     await runtime.start()

@@ -27,6 +27,7 @@ from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 from pydantic import BaseModel
 
+from agents import stall
 from agents.image_stores.base import Limits, ObjectInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
@@ -140,7 +141,11 @@ class S3ImageStore:
                                                   Range=f"bytes={offset}-{offset + length - 1}")
             async with answer["Body"] as body:
                 expected = _expected(answer, offset, length)
-                data: bytes = await body.read()
+                pieces: list[bytes] = []
+                while piece := await body.read(length):  # as much as has come
+                    pieces.append(piece)
+                    stall.moved()
+                data = b"".join(pieces)
             if len(data) != expected:
                 raise Damaged(f"{len(data)} bytes of {expected}")
             return data

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from agents import stall
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
 from agents.image_stores.trouble import Damaged
 from schema.failure import Unknown, WorkFailed, WorkRetryable
@@ -232,8 +233,13 @@ async def send(data: Bytes, silence_s: float, call: Callable[[Body], Awaitable[A
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
+
+        def onward(last: bool) -> None:
+            limit.reschedule(None if last else loop.time() + silence_s)
+            stall.moved()
+
         body = Body(data)
-        body.moved = lambda last: limit.reschedule(None if last else loop.time() + silence_s)
+        body.moved = onward
         return await call(body)
 
 

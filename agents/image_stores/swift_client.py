@@ -29,6 +29,7 @@ from swiftclient.exceptions import ClientException
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from agents import stall
 from agents.image_stores.base import Bytes
 from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
@@ -91,6 +92,8 @@ class Line:
         self.socket: socket.socket | None = None
         self._silence_s = silence
         self._halted = threading.Event()
+        self.moved: Callable[[], None] = lambda: None
+        """Called by the thread that uses it, when a piece of a body went or came."""
 
     def halt(self) -> None:
         """Make the thread that uses it stop now, whatever it waits for."""
@@ -103,6 +106,7 @@ class Line:
         """Raises Halted. Called between pieces of a body."""
         if self._halted.is_set():
             raise Halted
+        self.moved()
         if self.socket is not None:
             self.socket.settimeout(self._silence_s)  # urllib3 sends with the time limit of a connect
 
@@ -236,6 +240,7 @@ class SwiftClient:
     async def _work(self, url: str, call: Callable[[Line], T]) -> T:
         async with self._slots:
             line = await self._line(url)
+            line.moved = stall.from_thread()
             work = asyncio.get_running_loop().run_in_executor(self._threads, _checked, line, call)
             whole = False
             try:

@@ -18,6 +18,7 @@ from agents.motion.direct import write_image
 from agents.toolbox import Toolbox, both
 from schema.agent import CreateDisk, FetchImage, ImageResult, Result, WriteSnapshot
 from schema.failure import Refused
+from schema.image import ImageFormat
 from schema.motion import BACKUP, FETCH, RESTORE
 
 
@@ -57,7 +58,7 @@ async def restore(order: CreateDisk, disk: str, tools: Toolbox, secrets: Secrets
     assert order.image is not None
     async with tools.store(order.store, secrets) as store:
         await read_chain(store, [*order.base, order.image], disk, hypervisor=tools.hypervisor, progress=progress,
-                         workers=tools.workers)
+                         workers=tools.workers, resume=order.image.format is ImageFormat.QCOW2)
     return Result()
 
 

@@ -84,6 +84,7 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
         parts = _Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
+        progress("write", 0, layout.data_clusters * CLUSTER)  # from here on bytes should move
         file = await _pump(device, layout, parts)
         progress("verify", parts.moved, parts.moved)
         await upload.complete(file.size)

@@ -117,9 +117,10 @@ async def usable(store: ImageStore, parent: ImageRef, size: int, key: str) -> No
 
 
 async def read_chain(store: ImageStore, chain: Sequence[ImageRef], path: str, *, hypervisor: Hypervisor, progress: Progress,
-                     workers: int = WORKERS) -> int:
+                     workers: int = WORKERS, resume: bool = False) -> int:
     """Read a chain, its full image first, into the absent file `path` as one flat disk. Returns the bytes moved.
 
+    With `resume`, what a process that was killed left in it of the full image is not read again.
     Raises WorkFailed naming the object and the bytes that are not what was written."""
     links = await _manifests(store, chain)
     total = chain[0].physical_size + sum(manifest.physical_size for manifest in links)
@@ -128,7 +129,8 @@ async def read_chain(store: ImageStore, chain: Sequence[ImageRef], path: str, *,
     def onward(stage: str, moved: int, _: int) -> None:
         progress(stage, done + moved, total)
 
-    done += await read_image(store, chain[0], path, hypervisor=hypervisor, progress=onward, workers=workers)
+    done += await read_image(store, chain[0], path, hypervisor=hypervisor, progress=onward, workers=workers,
+                             resume=resume)
     if links:
         await hypervisor.adopt(path, format=ImageFormat.QCOW2, grow_to=0)
         async with hypervisor.open(path, writable=True) as device:

@@ -11,18 +11,19 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
 from agents import manifest as manifests
+from agents import stall
 from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion import resuming
 from agents.motion.base import Progress
 from agents.motion.parallel import parallel
-from agents.motion.resuming import identity
+from agents.motion.resuming import found, identity, pwrite_all
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
 from agents.transfer_record import TransferRecord
@@ -100,6 +101,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         for number, sha256 in kept.items():
             digests[number - 1] = sha256
             done += min(size, layout.size - (number - 1) * size)
+        progress("write", done, layout.size)  # from here on bytes should move
         await parallel(count, max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, layout.size)
         if upload is not None:
@@ -155,22 +157,28 @@ async def leave_nothing(store: ImageStore, upload: Upload | None, key: str) -> N
         with contextlib.suppress(Failed):
             await manifests.delete_object(store, key)
 
+    async def bounded() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(stall.cleaning()):
+                await clean()
+
     with contextlib.suppress(asyncio.CancelledError):
-        await to_the_end(clean())
+        await to_the_end(bounded())
 
 
 async def read_image(store: ImageStore, image: ImageRef, path: str, *, hypervisor: Hypervisor, progress: Progress,
-                     workers: int = WORKERS) -> int:
+                     workers: int = WORKERS, resume: bool = False) -> int:
     """Read an object into the absent file `path`, as a qcow2 disk. Returns the bytes moved.
 
-    A qcow2 object is copied as it is (what is inside foreign ones is qemu's to read), a raw one is written through a new
-    qcow2. Raises WorkFailed naming the bytes that do not equal their manifest.
+    With `resume`, the file may be there: what a process that was killed left of this very order. A qcow2 object is
+    copied as it is (what is inside foreign ones is qemu's to read), a raw one is written through a new qcow2. Raises
+    WorkFailed naming the bytes that do not equal their manifest.
     """
     manifest = await manifests.read_manifest(store, image.key)
     if manifest.root != image.root:
         raise WorkFailed(f"the object {image.key} is not the one that the log knows: its root differs")
     if manifest.format is ImageFormat.QCOW2:
-        return await _read_file(store, manifest, path, progress, workers)
+        return await _read_file(store, manifest, path, progress, workers, resume)
     await hypervisor.create(path, manifest.virtual_size)
     async with hypervisor.open(path, writable=True) as device:
 
@@ -185,17 +193,22 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     return done
 
 
-async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress: Progress, workers: int) -> int:
-    """The object's bytes as they are, into a new file."""
+async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress: Progress, workers: int, resume: bool) -> int:
+    """The object's bytes as they are, into a new file, or into what is there of it."""
     try:
-        descriptor = await in_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        new = 0 if resume else os.O_EXCL
+        descriptor = await in_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o600)
         try:
             await in_thread(os.ftruncate, descriptor, manifest.physical_size)
+            there = await found(descriptor, manifest, progress, workers) if resume else {}
 
             async def take(data: bytes, offset: int) -> None:
-                await in_thread(_pwrite_sparse, descriptor, data, offset)
+                # Zeros are left out only where nothing was written before.
+                write = pwrite_all if offset // manifest.part_size in there else _pwrite_sparse
+                await in_thread(write, descriptor, data, offset)
 
-            done = await _read_parts(store, manifest, take, progress, workers)
+            whole = {number for number, right in there.items() if right}
+            done = await _read_parts(store, manifest, take, progress, workers, whole)
             progress("flush", done, manifest.physical_size)
             await in_thread(os.fsync, descriptor)
         finally:
@@ -206,15 +219,18 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
 
 
 async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[bytes, int], Awaitable[None]],
-                      progress: Progress, workers: int) -> int:
-    """Hand every byte of the object to `take(data, offset)`, in ranges, and compare each part with the manifest.
+                      progress: Progress, workers: int, there: Collection[int] = ()) -> int:
+    """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take(data, offset)`, in ranges, and
+    compare each part with the manifest.
 
     What is taken becomes a disk only when this returns, so a range need not wait for the rest of its part: memory is
     workers times RANGE whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
-    done = 0
+    done = sum(min(manifest.part_size, manifest.physical_size - number * manifest.part_size) for number in there)
 
     async def one(number: int) -> None:
         nonlocal done
+        if number in there:
+            return
         start = at = number * manifest.part_size
         end = min(start + manifest.part_size, manifest.physical_size)
         digest = hashlib.sha256()
@@ -231,6 +247,7 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
             raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end - 1} are not what was written",
                              remedy=BAD_OBJECT)
 
+    progress("read", done, manifest.physical_size)
     await parallel(len(manifest.parts), workers, one)
     return done
 

@@ -1,22 +1,31 @@
 """Where a transfer begins: at its first part, or where a process that was killed had come to.
 
 Owns the decision which parts need not be sent again: those that the agent's record and the store's own list agree about, of a
-transfer that is the same in every byte (store, key, part size, layout). Refuses to believe either alone.
+transfer that is the same in every byte (store, key, part size, layout). Refuses to believe either alone. Of the file that
+a restore left its own content, compared with the object's manifest, says which parts are there: no record could say it better.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from uuid import UUID
 
 from agents.image_stores.base import ImageStore, Resumable, ResumedUpload, Upload
+from agents.motion.base import Progress
+from agents.motion.parallel import parallel
 from agents.qcow2 import Layout
 from agents.transfer_record import Part, TransferRecord
-from agents.uninterrupted import to_the_end
+from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed
+from schema.image import Manifest
+
+READ = 1 << 20
+"""Bytes of a file that are read at once."""
 
 
 def identity(store_id: UUID, key: str, part_size: int, layout: Layout) -> str:
@@ -78,4 +87,46 @@ async def _agreed(upload: ResumedUpload, known: Mapping[int, Part], count: int) 
     return agreed
 
 
-__all__ = ["begin", "identity"]
+async def found(descriptor: int, manifest: Manifest, progress: Progress, workers: int) -> dict[int, bool]:
+    """The parts (from 0) of the object that the file has anything of, and whether that is all of it: then the part need not
+    be read again. Parts of which the file has nothing at all are not named."""
+    parts: dict[int, bool] = {}
+    progress("check", 0, manifest.physical_size)
+
+    async def one(number: int) -> None:
+        start = number * manifest.part_size
+        digest = await in_thread(_digest, descriptor, start, min(start + manifest.part_size, manifest.physical_size))
+        if digest:
+            parts[number] = digest == manifest.parts[number]
+
+    await parallel(len(manifest.parts), workers, one)
+    return parts
+
+
+def _digest(descriptor: int, start: int, end: int) -> str:
+    """The SHA-256 of these bytes of the file; empty when it is a hole there. Blocking."""
+    try:
+        if os.lseek(descriptor, start, os.SEEK_DATA) >= end:
+            return ""
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole to the end
+            return ""
+        raise
+    digest = hashlib.sha256()
+    while start < end:
+        data = os.pread(descriptor, min(READ, end - start), start)
+        if not data:
+            return "short"
+        digest.update(data)
+        start += len(data)
+    return digest.hexdigest()
+
+
+def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
+    """All of it, zeros too. Blocking."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        at += os.pwrite(descriptor, view[at:], offset + at)
+
+
+__all__ = ["begin", "found", "identity", "pwrite_all"]

@@ -87,6 +87,7 @@ async def copy(source: ImageStore, image: ImageRef, target: ImageStore, *, store
 
     try:
         upload = await to_the_end(target.begin(key, part_size=size), undo=lambda begun: begun.abort())
+        progress("copy", 0, manifest.physical_size)  # from here on bytes should move
         await parallel(len(digests), max(1, min(workers, BUFFERS // size)), one)
         progress("verify", done, manifest.physical_size)
         await upload.complete(manifest.physical_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from schema.failure import WorkFailed
@@ -31,6 +31,14 @@ class Usage:
 
     total: int
     free: int
+
+
+@runtime_checkable
+class KeepsDrafts(Protocol):
+    """What a primary store whose drafts are files has beside the methods of PrimaryStore."""
+
+    async def kept(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """As `draft`, but what an earlier run of this attempt left in the file stays, whatever it is."""
 
 
 class PrimaryStore(Protocol):

@@ -46,6 +46,10 @@ class FolderPrimaryStore:
         await self._run(lambda: path.unlink(missing_ok=True))
         return str(path)
 
+    async def kept(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+        """See KeepsDrafts."""
+        return str(self._draft(volume_id, work_name, suffix))
+
     async def commit(self, volume_id: UUID, work_name: str, suffix: str) -> str:
         """See PrimaryStore."""
         target = self.root / f"{volume_id}.{plain(suffix)}"

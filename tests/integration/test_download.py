@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agents import download
+from agents import download, stall
 from agents.download import fetch, parse_checksum
 from agents.image_stores.memory import Bucket, MemoryImageStore, bucket
 from agents.manifest import manifest_key, verify_object
@@ -259,10 +259,10 @@ async def test_no_proxy_no_cookie_no_credential_travels(gate: Gate, trap: Canary
 
 
 async def test_a_server_that_falls_silent_is_given_up(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_S", 0.4)
+    monkeypatch.setattr(stall, "SECONDS", 0.4)
     gate.files.hold_at = 5 * MIB
     began = time.monotonic()
-    assert "no byte came" in await gate.refused("gated/raw", WorkRetryable)
+    assert "stalled" in await gate.refused("gated/raw", WorkRetryable)
     assert time.monotonic() - began < 4
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,8 +21,8 @@ from agents.manifest import verify_object
 from agents.motion.direct import PART, write_image
 from agents.mover import Mover, MoverDied
 from agents.transfer_record import TransferRecord, forget, sweep
-from schema.agent import WriteSnapshot
-from schema.image import DiskRef, ImageRef, PrimarySpec, StoreSpec
+from schema.agent import CreateDisk, WriteSnapshot
+from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Order
 from tests.integration import test_agent_kill
 from tests.services.http_files import http_files
@@ -63,8 +63,11 @@ def order(disk: Path, store: StoreSpec) -> WriteSnapshot:
                          disk=DiskRef(primary=primary, volume_id=uuid4(), path=disk.name, virtual_size=2 * DATA))
 
 
-async def killed_now_and_then(one: Order, secrets: dict[str, str], folder: str, after: list[int]) -> Any:
-    """Do the order; the mover is killed -9 when it said that so many parts are acknowledged, each of `after` once. Its answer."""
+async def killed_now_and_then(one: Order, secrets: dict[str, str], folder: str, after: list[int],
+                              ended: Callable[[], None] = lambda: None) -> Any:
+    """Do the order; the mover is killed -9 when it said that so many parts are acknowledged, each of `after` once. Its answer.
+
+    `ended` is called after each mover."""
     payload = one.model_dump_json().encode()
     while True:
         mover = Mover({"workers": WORKERS, "records": folder})
@@ -79,6 +82,7 @@ async def killed_now_and_then(one: Order, secrets: dict[str, str], folder: str, 
                 return await mover.run(one, payload, secrets, watch)
         finally:
             await mover.aclose()
+            ended()
 
 
 async def same(store: ImageStore, image: ImageRef, disk: Path, target: Path) -> None:
@@ -162,6 +166,83 @@ async def test_random_kills_into_a_folder_leave_the_object_and_nothing_else(disk
         await store.delete(f"{image.key}.manifest.json")
         await store.delete(image.key)
     assert killed, "none was killed"
+
+
+def restoring(one: ImageRef, spec: StoreSpec, folder: Path) -> CreateDisk:
+    """Make a disk of the object."""
+    primary = PrimarySpec(id=uuid4(), name="p", kind="folder", path=str(folder), zone_id=uuid4(), agent="a")
+    return CreateDisk(job_id=uuid4(), work_id=uuid4(), agent="a", reply_key="k", primary=primary, volume_id=uuid4(),
+                      store=spec, image=one, virtual_size=2 * DATA)
+
+
+def as_raw(disk: Path, to: Path, *options: str) -> Path:
+    img("convert", "-f", "qcow2", "-O", "raw", *options, str(disk), str(to))
+    return to
+
+
+@pytest.mark.needs_s3
+async def test_kill_9_of_a_restore_reads_again_at_most_a_part_per_worker(disk: Path, tmp_path: Path, s3_server: SeaweedFS,
+                                                                       proxy: S3Proxy) -> None:
+    spec, secrets = s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key}
+    answer = await killed_now_and_then(order(disk, spec), secrets, str(tmp_path / "records"), [])
+    image = ImageRef.model_validate(answer["result"]["image"])
+    truth = as_raw(disk, tmp_path / "truth", "-l", "t")
+    dice, folder = random.Random(SEED), tmp_path / "target"
+    folder.mkdir()
+    store = await open_store(spec, secrets)
+    for kills in [[3, 7], *(sorted(dice.sample(range(1, 12), 2)) for _ in range(ROUNDS))]:
+        one, after = restoring(image, spec, folder), list(kills)
+        disks: list[list[str]] = []
+        proxy.rate, before = 48 * MIB, proxy.bytes_down
+
+        def seen(disks: list[list[str]] = disks) -> None:
+            disks.append([path.name for path in folder.glob("*.qcow2") if not path.name.startswith(".")])
+
+        await killed_now_and_then(one, secrets, str(tmp_path / "records"), after, seen)
+        assert after == [], "it was killed twice"
+        again = proxy.bytes_down - before - image.physical_size
+        assert again < (2 * WORKERS + 1) * PART, f"{again} bytes were read again for two kills"  # and the manifest, thrice
+        assert disks == [[], [], [f"{one.volume_id}.qcow2"]], "a disk that is not whole was seen"
+        path = folder / f"{one.volume_id}.qcow2"
+        img("check", "-f", "qcow2", str(path))
+        img("compare", "-f", "qcow2", "-F", "raw", str(path), str(truth))
+        assert list(folder.iterdir()) == [path]
+        path.unlink()
+    await store.delete(image.key)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("how", ["flipped", "longer", "shorter", "holes of others", "whole", "adopted"])
+async def test_what_a_killed_restore_left_is_believed_by_its_content_alone(disk: Path, tmp_path: Path, how: str) -> None:
+    (tmp_path / "images").mkdir()
+    spec = StoreSpec(id=UUID(int=1), name="f", provider="folder", url=f"folder://{tmp_path / 'images'}", prefix="inst")
+    store = await open_store(spec, {})
+    await store.test("inst/probe")
+    answer = await killed_now_and_then(order(disk, spec), {}, str(tmp_path / "records"), [])
+    image = ImageRef.model_validate(answer["result"]["image"])
+    body = await store.read(image.key, 0, image.physical_size)
+    one = restoring(image, spec, tmp_path / "primary")
+    draft = tmp_path / "primary" / f".{one.volume_id}.{one.work_name}.qcow2"
+    draft.write_bytes(body)
+    match how:
+        case "flipped":
+            with draft.open("r+b") as file:
+                file.seek(3 * PART + 5)
+                file.write(bytes([body[3 * PART + 5] ^ 1]))
+        case "longer":
+            draft.write_bytes(body + b"x" * PART)
+        case "shorter":
+            draft.write_bytes(body[:5 * PART + 7])
+        case "holes of others":
+            draft.write_bytes(b"\xff" * len(body))  # zeros of the object must be written over it
+        case "adopted":
+            await KvmHypervisor().adopt(str(draft), format=ImageFormat.QCOW2, grow_to=4 * DATA)
+    await killed_now_and_then(one, {}, str(tmp_path / "records"), [])
+    made = tmp_path / "primary" / f"{one.volume_id}.qcow2"
+    img("check", "-f", "qcow2", str(made))
+    img("compare", "-f", "qcow2", "-F", "raw", str(made), str(as_raw(disk, tmp_path / "truth", "-l", "t")))
+    assert not draft.exists()
+    await store.aclose()
 
 
 class Interrupted(Exception):

@@ -10,6 +10,7 @@ import contextlib
 import re
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,6 +39,8 @@ class HttpFiles:
         self.gate = threading.Event()
         """`/gated` goes on beyond `hold_at` when it is set."""
         self.hold_at = 0
+        self.pause_s, self.pause_every = 0.0, 1 << 20
+        """`/slow` waits so many seconds after each so many bytes."""
         self.ended = threading.Event()
         """Set when a client has left a gated answer."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -183,6 +186,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(body[files.hold_at:])
         finally:
             files.ended.set()
+
+    def _slow(self, body: bytes, name: str, query: dict[str, list[str]]) -> None:
+        """The truth, with pauses."""
+        files = self.server.files
+        self._head(200, Content_Length=str(len(body)))
+        for at in range(0, len(body), files.pause_every):
+            self._write(body[at:at + files.pause_every])
+            time.sleep(files.pause_s)
 
     def _nonsense(self, body: bytes, name: str, query: dict[str, list[str]]) -> None:
         """Not HTTP at all."""

@@ -18,6 +18,7 @@ from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
 from agents.primary_stores.base import KeepsDrafts
+from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from schema.agent import (
     CreateDisk,
@@ -28,6 +29,7 @@ from schema.agent import (
     FetchImage,
     ImageResult,
     Result,
+    ScrubObjects,
     SnapshotFrozen,
     StoreTested,
     TakeSnapshot,
@@ -73,6 +75,12 @@ async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, p
             await delete_object(store, key)
             progress("delete", done, len(order.keys))
     return Result()
+
+
+async def scrub_objects(order: ScrubObjects, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """Read, compare, look for strangers; change nothing."""
+    async with tools.store(order.store, secrets) as store:
+        return await scrub(order, store, progress)
 
 
 async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskCreated:
@@ -157,6 +165,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     TestImageStore: check_store,
     FetchImage: fetch_image,
     DeleteImages: delete_images,
+    ScrubObjects: scrub_objects,
     CreateDisk: create_disk,
     DeleteDisk: delete_disk,
     TakeSnapshot: take_snapshot,

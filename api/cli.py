@@ -194,6 +194,19 @@ def plan(command: Annotated[str, typer.Argument(help="CloudStack's name of it.")
 
 
 @app.command()
+def scrub(store: Annotated[str, typer.Argument(help="The image store's id or name.")],
+          share: Annotated[str, typer.Option(help="How much of it: 5% or 0.05.")] = "5%",
+          wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exits 1 when something is bad.")] = False,
+          timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 86400.0,
+          api_url: Annotated[Text, typer.Option(help="Where the API is; unset: the installation's.")] = None,
+          data_dir: DataDir = None, form: Form = None) -> None:
+    """Read a share of an image store again and compare it with what was written; what is damaged is quarantined."""
+    from api import cli_scrub
+
+    _run(cli_scrub.scrub(store, share, form=_form(form), wait=wait, timeout_s=timeout, url=api_url, data_dir=data_dir))
+
+
+@app.command()
 def publish(command: Annotated[str, typer.Argument(help="CloudStack's name, or the message's, e.g. volume.create.")],
             words: Words = None,
             id: Annotated[Text, typer.Option(help="The job's id: sending again with it is the same job.")] = None,  # noqa: A002

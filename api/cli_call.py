@@ -118,14 +118,15 @@ async def call(command: str, words: list[str], *, form: Format | None, wait: boo
         body = await client.ask(command, parameters)
         job_id = job_of(command, body)
         if wait and job_id:
-            return await _follow(client, command, job_id, output, timeout_s)
+            return _told(await follow(client, command, job_id, output, timeout_s), output)
         _show(command, body, output)
         return 0
     finally:
         await client.aclose()
 
 
-async def _follow(client: Client, command: str, job_id: str, output: Output, timeout_s: float) -> int:
+async def follow(client: Client, command: str, job_id: str, output: Output, timeout_s: float) -> dict[str, Any]:
+    """The job that completed, its progress shown meanwhile. Raises Refusal when it did not, Unavailable when time is over."""
     try:
         async with asyncio.timeout(timeout_s):
             with JobProgress(output, command) as progress:
@@ -137,11 +138,16 @@ async def _follow(client: Client, command: str, job_id: str, output: Output, tim
         output.say(f"job {job_id} goes on: storebus call queryAsyncJobResult jobid={job_id}; "
                    f"storebus call cancelJob jobid={job_id} stops it")
         raise
-    result = job.get("jobresult") or {}
     if job["jobstatus"] != 1:
         if output.form is Format.JSONL:
             output.object(job)
-        raise Refusal(result)
+        raise Refusal(job.get("jobresult") or {})
+    return job
+
+
+def _told(job: Mapping[str, Any], output: Output) -> int:
+    """Print a job that completed; the exit status."""
+    result = job.get("jobresult") or {}
     if output.form is Format.TABLE:
         things = [thing for thing in result.values() if isinstance(thing, dict)]
         output.object(things[0] if things else result)
@@ -191,4 +197,4 @@ def _show(command: str, body: Mapping[str, Any], output: Output) -> None:
         output.object(body)
 
 
-__all__ = ["Client", "Refusal", "arguments", "call", "job_of"]
+__all__ = ["Client", "Refusal", "arguments", "call", "follow", "job_of"]

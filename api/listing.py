@@ -178,10 +178,12 @@ class Lists:
         """A job as queryAsyncJobResult shows it; `brief`: its result is the thing's id only (for lists of jobs)."""
         result = row.get("result") or {}
         item, thing_id = result.get("noun", ""), result.get("id", "")
+        more = {registry.api_name(name): value for name, value in result.items() if name not in ("noun", "id")}
+        if row["status"] == "completed" and item == "scrub":  # it is told whole: no table has it
+            return responses.job(row, {"id": thing_id, **({} if brief else more)}, item)
         if row["status"] != "completed" or item not in responses.TABLES:
             return responses.job(row)
         thing = {"id": thing_id} if brief else await self.object(responses.TABLES[item], thing_id)
-        more = {registry.api_name(name): value for name, value in result.items() if name not in ("noun", "id")}
         return responses.job(row, {**(thing or {"id": thing_id}), **more}, item)
 
     # --- what agents carry, and the API itself ---

@@ -22,6 +22,7 @@ from schema.failure import BadParameter, Unsupported
 from schema.image_store import AddImageStore, DeleteImageStore, UpdateImageStore
 from schema.job import CancelJob
 from schema.message import Command
+from schema.scrub import ScrubStore
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
 from schema.template import DeleteTemplate, RegisterTemplate
 from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
@@ -147,7 +148,7 @@ DESCRIPTIONS = {
     "isextractable": "it may be downloaded", "size": "size in GiB", "snapshotid": "the UUID of the snapshot",
     "templateid": "the UUID of the template (extension)", "diskofferingid": "accepted; offerings are not kept yet",
     "volumeid": "the UUID of the volume", "asyncbackup": "end the job once the snapshot is on the primary store",
-    "of": "the command that is planned",
+    "of": "the command that is planned", "share": "how much of the store: 5% or 0.05",
     "jobid": "the UUID of the job", "keyword": "part of the name", "page": "page number, from 1, together with pagesize",
     "pagesize": "items of a page; -1 without page: everything", "account": "accepted for CloudStack's clients",
     "domainid": "accepted for CloudStack's clients", "projectid": "accepted for CloudStack's clients",
@@ -286,6 +287,10 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="deleteImageStore", mode=Mode.SYNC, noun="image_store", command=DeleteImageStore, roles=ADMIN, now=True,
         parameters=derived(DeleteImageStore), related="listImageStores",
         description="Deletes an image store on which nothing rests."),
+    ApiCommand(
+        name="scrubImageStore", mode=Mode.ASYNC, item="scrub", noun="scrub", command=ScrubStore, roles=ADMIN,
+        parameters=derived(ScrubStore), related="listImageStores",
+        description="Reads a share of an image store's objects again and compares them with what was written (extension)."),
     ApiCommand(
         name="listStorageProviders", mode=Mode.LIST, item="dataStoreProvider", roles=("A", "R"),
         parameters=listing(parameter("type", required=True, choices=("image", "primary"))),

@@ -63,6 +63,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "created": "date", "agent": "string", "tags": "list"},
     "dataStoreProvider": {
         "name": "string", "type": "string", "scope": "string", "settings": "object", "capabilities": "list"},
+    "scrub": {
+        "id": "string", "store": "string", "objects": "long", "of": "long", "bytes": "long", "damaged": "list",
+        "missing": "list", "unread": "list", "unknown": "list", "unknowncount": "long"},
     "plan": {
         "step": "string", "move": "string", "strategy": "string", "from": "map", "to": "map", "agent": "string",
         "bytes": "long", "seconds": "long", "basis": "string", "reason": "string", "refused": "list"},
@@ -140,9 +143,16 @@ def percent(progress: Row | None) -> int:
     return max(0, min(99, int(progress["bytes"]) * 100 // int(progress["total"])))
 
 
+def quarantined(row: Row, names: Names) -> bool:
+    """Whether a copy of it is Quarantined: there is one copy of each image yet."""
+    return any(copy["state"] == "Quarantined" for copy in names.copies.get(row["id"], []))
+
+
 def template_status(row: Row, names: Names) -> str:
     """The text that clients parse."""
     match row["state"]:
+        case "Ready" if quarantined(row, names):
+            return f"Quarantined: {row['error']}"
         case "Ready":
             return "Download Complete"
         case "Registering":
@@ -157,12 +167,14 @@ def template_status(row: Row, names: Names) -> str:
 def template(row: Row, names: Names, zone_id: str | None = None) -> dict[str, Any]:
     """A template in a zone; `zone_id` where the template itself is in every zone."""
     zone = row["zone_id"] or zone_id
+    bad = quarantined(row, names)
     copies = [{"datastore": name_of(names.stores, copy["store_id"]) or copy["store_id"], "downloadPercent": "100",
-               "downloadState": "DOWNLOADED"} for copy in names.copies.get(row["id"], [])]
+               "downloadState": "QUARANTINED" if bad else "DOWNLOADED"} for copy in names.copies.get(row["id"], [])]
     return _filled(
         id=row["id"], name=row["name"], displaytext=row["display_text"] or row["name"], ispublic=bool(row["is_public"]),
-        isfeatured=bool(row["is_featured"]), isextractable=bool(row["is_extractable"]), isready=row["state"] == "Ready",
-        crossZones=row["zone_id"] is None, created=when(row["created"]), removed=when(row.get("removed")),
+        isfeatured=bool(row["is_featured"]), isextractable=bool(row["is_extractable"]),
+        isready=row["state"] == "Ready" and not bad, crossZones=row["zone_id"] is None,
+        created=when(row["created"]), removed=when(row.get("removed")),
         passwordenabled=False, format=str(row["format"]).upper(), hypervisor=row["hypervisor"],
         ostypeid=row["os_type_id"], templatetype="USER", status=template_status(row, names), size=row.get("size"),
         physicalsize=row.get("physical_size"), checksum=row["checksum"], url=row["url"], zoneid=zone,

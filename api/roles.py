@@ -26,6 +26,7 @@ from agents.runtime import AgentConfig, AgentRuntime
 from api.bootstrap import Parts, Roles, agent_token
 from api.edge import Edge
 from api.http import HttpListener
+from api.scrub_schedule import checked_share, interval, keep_schedules
 from api.settings import Settings
 from api.system import System
 from bus.consumer import PartitionConsumer
@@ -67,6 +68,8 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
     running.at_stop(forwarder.stop)
     await dead_letters.start()
     running.at_stop(dead_letters.stop)
+    every_s, share = interval(parts.settings.scrub_every), checked_share(parts.settings.scrub_share)
+    running.run("scrub-schedule", keep_schedules(runtime, every_s=every_s, share=share))
     running.health["handlers"] = lambda: "" if consumer.ready else "not every partition has its consumer yet"
     return zone_id
 

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
                                 "them (CloudStack's snapshot.delta.max); 1: every backup is full.")
     snapshot_compression: Literal["none", "zstd"] = Field("none", description="How full backups are compressed on the way to "
                                                           "their store; the KVM agent's host needs the extra zstd.")
+    scrub_every: str = Field("", description="How often every image store is scrubbed by itself, e.g. 1d, 12h, 30m; "
+                             "unset: never.")
+    scrub_share: str = Field("5%", description="How much of a store one scrub by itself reads, e.g. 5% or 0.05.")
     transfers: int = Field(4, ge=1, le=64, description="Transfers that an agent runs at once.")
     parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
     stall_seconds: float = Field(60.0, gt=0, le=86_400, description="Seconds after which a transfer of which no byte moves is "

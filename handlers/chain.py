@@ -74,6 +74,8 @@ def choose(context: Context, head: UUID | None, store_id: UUID) -> Choice:
         reason = "the previous snapshot was deleted"
     elif parent.status != "BackedUp":
         reason = f"the previous snapshot is {parent.status}"
+    elif (bad := quarantined(context, parent.id)) is not None:
+        reason = f"the object {bad.image.key if bad.image else ''} of the previous snapshot's chain is quarantined"
     elif parent.store_id != store_id:
         reason = "the previous snapshot rests in another image store"
     elif parent.depth + 1 >= most:
@@ -81,6 +83,12 @@ def choose(context: Context, head: UUID | None, store_id: UUID) -> Choice:
     else:
         return Choice(parent, parent.depth + 1, "")
     return Choice(None, 0, reason)
+
+
+def quarantined(context: Context, snapshot_id: UUID) -> SnapshotState | None:
+    """The link of a snapshot's chain, itself among them, whose copy is Quarantined; None when all are sound."""
+    links: list[SnapshotState] = [context.state(stream(snapshot_id)), *ancestors(context, snapshot_id)]
+    return next((state for state in links if state.damage is not None), None)
 
 
 def link(context: Context, parent_id: UUID, child_id: UUID) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
-from bus.event_store import Claim, CounterChange
+from bus.event_store import Claim, CounterChange, Timer
 from bus.submission import job_stream
 from handlers.directory import Directory
+from handlers.survey import Survey
 from schema.failure import Failed, Failure
 from schema.ids import derive
 from schema.message import Command, Event, Order
@@ -50,6 +51,8 @@ class Decision:
     """Claim or counter name -> what to tell the caller when it cannot be had."""
     set_timers: list[tuple[str, float]] = field(default_factory=list)
     """(timer id, seconds from now)"""
+    timers: list[Timer] = field(default_factory=list)
+    """Timers that are no job's."""
     clear_timers: list[str] = field(default_factory=list)
 
 
@@ -67,6 +70,8 @@ class Context:
     """Noun -> evolve"""
     installation: str
     limits: Limits
+    survey: Survey = field(default_factory=Survey)
+    """What rests in the image stores: up to date for a flow that `Surveying` marks, else empty or old."""
     out: Decision = field(default_factory=Decision)
 
     def new_id(self, role: str) -> UUID:
@@ -152,6 +157,15 @@ class Following(Protocol):
 
     def follow(self, command: Any, states: Mapping[str, Any]) -> list[str]:
         """Streams that what is loaded names; asked again with them, until nothing new is named."""
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """A flow that must know what rests in the image stores."""
+
+    @property
+    def surveys(self) -> bool:
+        """True."""
 
 
 class Flow(Protocol):

@@ -97,12 +97,12 @@ PROVIDER_CLAIM = "image_store.provider"
 
 def check_details(provider: ProviderSpec, details: Mapping[str, str]) -> None:
     """Details against the provider's schema: unknown, missing and clear secret ones are refused by name."""
-    known = {name.lower(): schema for name, schema in provider.settings.get("properties", {}).items()}
+    settings = {name.lower(): schema for name, schema in provider.settings.get("properties", {}).items()}
     for name, value in details.items():
-        schema = known.get(name.lower())
+        schema = settings.get(name.lower())
         if schema is None:
             raise BadParameter(f"the provider {provider.name} has no such setting", field=f"details.{name}",
-                               remedy=f"it takes {', '.join(sorted(known)) or 'none'}")
+                               remedy=f"it takes {', '.join(sorted(settings)) or 'none'}")
         if is_secret(schema) and not Secret.is_reference(value):
             raise BadParameter("a secret may not travel in a command", field=f"details.{name}",
                                remedy="add the store through the API or the command line, which put it into the vault")
@@ -205,7 +205,8 @@ def _release(context: Context, state: ImageStoreState) -> None:
     context.unclaim(PROVIDER_CLAIM, state.spec.provider, state.job_id)
 
 
-def _known(context: Context, store_id: UUID) -> ImageStoreState:
+def known(context: Context, store_id: UUID) -> ImageStoreState:
+    """The store, while images may rest on it. Raises BadParameter."""
     state = context.state(stream(store_id))
     if state is None or state.status != "Ready":
         raise BadParameter(f"no image store has the id {store_id}", field="id", remedy="listImageStores shows them")
@@ -234,7 +235,7 @@ class UpdateFlow(_Sync):
         """The new name must be free."""
         command = context.command
         assert isinstance(command, UpdateImageStore)
-        state = _known(context, command.id)
+        state = known(context, command.id)
         if command.name is None and command.read_only is None and command.capacity_bytes is None:
             raise BadParameter("nothing to change", field="name", remedy="give name, readonly or capacitybytes")
         if command.capacity_bytes is not None and not 0 <= command.capacity_bytes < 1 << 63:
@@ -260,7 +261,7 @@ class DeleteFlow(_Sync):
         """Close the counter of residents: the append refuses it while it is not zero."""
         command = context.command
         assert isinstance(command, DeleteImageStore)
-        state = _known(context, command.id)
+        state = known(context, command.id)
         context.count(residents(command.id), ceiling=0, otherwise=InUse(
             "templates or snapshots reside on the image store", field="id",
             remedy="delete them first; listTemplates and listSnapshots show them"))

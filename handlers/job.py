@@ -33,6 +33,7 @@ from schema.job import (
 )
 from schema.message import Event, Order
 from schema.motion import MotionPlan
+from schema.scrub import QuarantineCopy, owner_of
 
 WATCH_S = 15.0
 """Seconds after which an order without a final report is sent again: that is how its agent is asked."""
@@ -229,6 +230,7 @@ class Engine:
         assert job.work_id is not None
         context.emit(self.stream, JobStepFailed(
             job_id=context.job_id, step=job.step, work_id=job.work_id, attempt=job.attempt, failure=failure))
+        self._quarantine(failure)
         if undoing:
             again = job.attempt < UNDO_ATTEMPTS
         else:
@@ -242,6 +244,15 @@ class Engine:
             self.undo(_stopped(), cancelled=True)
         else:
             self.undo(failure, cancelled=False)
+
+    def _quarantine(self, failure: Failure) -> None:
+        """An object that was found damaged while it was read is read by nobody else: a job of its own sees to that."""
+        owner = owner_of(failure.damage.key) if failure.damage is not None else None
+        if owner is None or failure.damage is None:
+            return
+        context, job = self.context, self.job
+        context.out.submissions.append((derive(context.job_id, f"quarantine/{job.step}.{job.attempt}"), QuarantineCopy(
+            kind=owner[0], thing_id=owner[1], damage=failure.damage)))
 
     def retry(self) -> None:
         """The timer of a failed attempt fired: make the next."""

@@ -128,6 +128,12 @@ def _template(event: Any, at: str) -> Iterator[Change]:
             yield "template_store_ref", f"{key}/{image.store_id}", {
                 "template_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
                 "root": image.root, "sha256": image.sha256, "created": at, **_bytes(image)}
+        case template.TemplateQuarantined():
+            yield "template", key, {"error": event.damage.text}
+            yield from _ref("template", key, event.store_id, {"state": "Quarantined", "error": event.damage.text})
+        case template.TemplateQuarantineLifted():
+            yield "template", key, {"error": None}
+            yield from _ref("template", key, event.store_id, {"state": "Ready", "error": None})
         case template.TemplateFailed():
             yield "template", key, {"state": "Failed", "error": event.failure.text}
         case template.TemplateDeleteRequested():
@@ -188,6 +194,12 @@ def _snapshot(event: Any, at: str) -> Iterator[Change]:
             yield "snapshot_store_ref", f"{key}/{image.store_id}", {
                 "snapshot_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
                 "root": image.root, "created": at, **_bytes(image)}
+        case snapshot.SnapshotQuarantined():
+            yield "snapshot", key, {"error": event.damage.text}
+            yield from _ref("snapshot", key, event.store_id, {"state": "Quarantined"})
+        case snapshot.SnapshotQuarantineLifted():
+            yield "snapshot", key, {"error": None}
+            yield from _ref("snapshot", key, event.store_id, {"state": "Hidden" if event.hidden else "Ready"})
         case snapshot.SnapshotOffPrimary():
             yield "snapshot", key, {"on_primary": False}
         case snapshot.SnapshotFailed():

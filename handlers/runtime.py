@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,11 +23,12 @@ from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
-from handlers import capacity
+from handlers import capacity, scrub, survey
 from handlers.agent import announce
-from handlers.decider import Context, Decision, Following, IllegalTransition, Limits
+from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
+from handlers.survey import Survey
 from handlers.table import EVOLVE, FLOWS
 from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
 from schema.codec import canonical, decode, encode
@@ -35,6 +37,7 @@ from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
 from schema.message import Command, Event, Message, Order
 from schema.motion import MotionPlan
+from schema.scrub import ScheduleScrub
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ RACES = 12
 CACHED_STREAMS = 20_000
 """States kept in memory; the least recently used go first."""
 
+EARLY_S = 2.0
+"""By so much a timer may come before its time."""
 FOLLOWED = 200
 """How far from stream to stream a flow may follow: the longest chain of snapshots, with room."""
 
@@ -61,7 +66,7 @@ class Runtime:
                  limits: Limits | None = None) -> None:
         self.store, self.transport = store, transport
         self.installation, self.token, self.limits = installation, token, limits or Limits()
-        self.directory = Directory()
+        self.directory, self.survey = Directory(), Survey()
         self._states: OrderedDict[str, tuple[int, Any]] = OrderedDict()
 
     # --- messages ------------------------------------------------------------------------------------------------
@@ -69,7 +74,11 @@ class Runtime:
     async def handle(self, envelope: Envelope) -> None:
         """Take one message in, whatever its kind. Raises when it could not be handled (the consumer holds it)."""
         if envelope.kind == "timer":
-            await self._timer(UUID(json.loads(envelope.body)["job_id"]))
+            body = json.loads(envelope.body)
+            if envelope.type == scrub.TIMER:
+                await self._scrub_due(UUID(body["store_id"]), body["run"])
+            else:
+                await self._timer(UUID(body["job_id"]))
             return
         message = decode(envelope.type, envelope.version, envelope.body)
         match message:
@@ -113,6 +122,7 @@ class Runtime:
         streams = await self._streams(job_id, command)
         self._forget(streams)  # nothing is appended here that would show a stale state
         await self.catch_up()
+        await self._look_around(FLOWS.get(type(command)))
         states = {name: state for name, (_, state) in (await self._follow(command, streams, fresh=True)).items()}
         context = self._context(job_id, command, states)
         if isinstance(command, CancelJob):
@@ -215,6 +225,30 @@ class Runtime:
                 await self.transport.publish(agent_address(row.address), WireMessage(
                     headers=sent.headers(), body=sent.body))
 
+    async def scrub_schedule(self, store_id: UUID) -> tuple[int, str | None]:
+        """(seconds, share) of a store's schedule as the log has it now; (0, None) when it has none."""
+        name = scrub.schedule_stream(store_id)
+        self._forget([name])
+        state = await self._state(name)
+        return (state.every_s, state.share) if state is not None and state.every_s else (0, None)
+
+    async def _scrub_due(self, store_id: UUID, run: int) -> None:
+        """The time of a store's scrub has come. Not before its time: a transport that does not outlive the process delivers
+        every timer at the start. However long it is overdue, it is one scrub; the next is counted from now."""
+        rows = await self.store.read_stream(scrub.schedule_stream(store_id), limit=100_000)
+        schedule = fold(scrub.schedule_stream(store_id), rows)[1]
+        if schedule is not None and schedule.run == run:
+            left = schedule.every_s - (datetime.now(UTC) - rows[-1].recorded_at).total_seconds()
+            if left > EARLY_S:
+                await self.store.append(AppendRequest(expected={}, rows=(), set_timers=(scrub.due_timer(store_id, run, left),)))
+                return
+        command = ScheduleScrub(id=store_id, every_s=schedule.every_s if schedule else 0,
+                                share=schedule.share if schedule else "5%", due=run)
+        job_id = derive(store_id, f"scrub-due/{run}")
+        self._states.pop(scrub.schedule_stream(store_id), None)
+        await self._command(submitted(command, job_id=job_id), logged=False, envelope=Envelope(
+            id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
+
     # --- load, decide, append ------------------------------------------------------------------------------------
 
     async def _decide(self, job_id: UUID, command: Command, decide: Decide, envelope: Envelope, *,
@@ -223,6 +257,7 @@ class Runtime:
         streams = await self._streams(job_id, command)
         if isinstance(command, CancelJob) or FLOWS[type(command)].placed:
             await self.catch_up()
+        await self._look_around(FLOWS.get(type(command)))
         for attempt in range(RACES):
             loaded = await self._follow(command, streams)
             if expect_same is not None:
@@ -236,7 +271,7 @@ class Runtime:
                     raise
                 self._forget(loaded)  # what was remembered, or guessed for a new job, is older than the rest
                 continue
-            if not (context.out.rows or context.out.clear_timers):
+            if not (context.out.rows or context.out.clear_timers or context.out.timers):
                 return 0
             request = self._request(job_id, context, {name: version for name, (version, _) in loaded.items()}, envelope)
             try:
@@ -263,7 +298,8 @@ class Runtime:
 
     def _context(self, job_id: UUID, command: Command, states: dict[str, Any]) -> Context:
         return Context(job_id=job_id, command=command, states=states,
-                       directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits)
+                       directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits,
+                       survey=self.survey)
 
     def _request(self, job_id: UUID, context: Context, expected: dict[str, int], envelope: Envelope) -> AppendRequest:
         out: Decision = context.out
@@ -271,9 +307,9 @@ class Runtime:
         correlation = envelope.correlation or job_id
         meta = canonical({"principal": envelope.principal, "traceparent": envelope.traceparent})
         rows: list[NewRow] = []
-        timers = [Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER_TYPE,
+        timers = [*out.timers, *(Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER_TYPE,
                         payload=canonical({"job_id": name.removeprefix("job-").split("/")[0]}))
-                  for name, after in out.set_timers]
+                  for name, after in out.set_timers)]
         for stream, message in out.rows:
             versions[stream] = version = versions[stream] + 1
             rows.append(NewRow(
@@ -358,6 +394,23 @@ class Runtime:
         limited = [store_id for store_id, store in self.directory.stores.items() if store.capacity is not None]
         values = await self.store.counter_values([capacity.used(store_id) for store_id in limited]) if limited else {}
         self.directory.used = {store_id: values.get(capacity.used(store_id), 0) for store_id in limited}
+
+
+    async def _look_around(self, flow: Flow | None) -> None:
+        """Bring the survey up to the head of the log, for a flow that needs it."""
+        if not isinstance(flow, Surveying):
+            return
+        wanted = LogFilter(types=survey.TYPES, kinds=frozenset({"event"}))
+        for _ in range(100_000):
+            at = self.survey.position
+            page = await self.store.read_log(at, filter=wanted, limit=1000)
+            for row in page.rows:
+                if row.position > self.survey.position:  # another decision may have read the same page
+                    self.survey.apply(decode(row.type, row.type_version, row.payload), row.position)
+                    self.survey.position = row.position
+            self.survey.position = max(self.survey.position, page.scanned_to)
+            if page.scanned_to == at:
+                return
 
 
 def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:

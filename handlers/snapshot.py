@@ -17,7 +17,7 @@ from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
-from schema.failure import BadParameter, Failure, InUse, Unavailable
+from schema.failure import BadParameter, Damage, Failure, InUse, Unavailable
 from schema.ids import derive
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event, Order
@@ -34,6 +34,8 @@ from schema.snapshot import (
     SnapshotHidden,
     SnapshotLinked,
     SnapshotOffPrimary,
+    SnapshotQuarantined,
+    SnapshotQuarantineLifted,
     SnapshotRequested,
     SnapshotTaken,
     SnapshotUnlinked,
@@ -59,6 +61,11 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Destroying", SnapshotUnlinked.TYPE): "Destroying",
     ("Destroying", SnapshotHidden.TYPE): "Hidden",
     ("Hidden", SnapshotUnlinked.TYPE): "Hidden",
+    # its object, as it was found in the store
+    ("BackedUp", SnapshotQuarantined.TYPE): "BackedUp",
+    ("BackedUp", SnapshotQuarantineLifted.TYPE): "BackedUp",
+    ("Hidden", SnapshotQuarantined.TYPE): "Hidden",
+    ("Hidden", SnapshotQuarantineLifted.TYPE): "Hidden",
     ("Hidden", SnapshotDeleteRequested.TYPE): "Destroying",
 }
 """(state, event) -> state. Everything else is illegal."""
@@ -91,6 +98,8 @@ class SnapshotState:
     """The job that deletes it."""
     counted: int = 0
     """Bytes by which it is counted on its store: reserved until it is backed up."""
+    damage: Damage | None = None
+    """Its copy is Quarantined: where its object is not what was written."""
 
 
 def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
@@ -125,6 +134,10 @@ def _linked(state: SnapshotState, event: Event) -> SnapshotState:
             return replace(state, children=state.children - {event.child_id})
         case SnapshotDeleteRequested():
             return replace(state, ending=event.job_id)
+        case SnapshotQuarantined():
+            return replace(state, damage=event.damage)
+        case SnapshotQuarantineLifted():
+            return replace(state, damage=None)
         case _:
             return state
 
@@ -154,9 +167,9 @@ class _Backup:
         return template.object_key(context, "snapshot", self.snapshot_id(context), work_id, attempt, "qcow2")
 
     def follow(self, command: Command, states: Mapping[str, Any]) -> list[str]:
-        """The volume's last snapshot: the parent of this one, perhaps."""
+        """The volume's last snapshot: the parent of this one, perhaps; and all that it is built on."""
         heads = [state.head for name, state in states.items() if name.startswith("volume-") and state is not None]
-        return [stream(head) for head in heads if head is not None]
+        return [stream(head) for head in heads if head is not None] + chain.parents(states)
 
     def head(self, context: Context) -> SnapshotState | None:
         """The snapshot that the disk still records changes since."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from handlers import image_store, job, snapshot, template, volume
+from handlers import image_store, job, scrub, snapshot, template, volume
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
-FLOWS: dict[type[Command], Flow] = image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS
+FLOWS: dict[type[Command], Flow] = image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
@@ -15,5 +15,7 @@ EVOLVE: dict[str, Evolve] = {
     "template": template.evolve,
     "volume": volume.evolve,
     "snapshot": snapshot.evolve,
+    "scrub": scrub.evolve,
+    "scrub_schedule": scrub.evolve_schedule,
 }
 """Noun (the part of a stream's name before the dash) -> fold."""

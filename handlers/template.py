@@ -16,7 +16,7 @@ from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DeleteImages, FetchImage, ImageResult
-from schema.failure import BadParameter, Failure, InUse, Unavailable
+from schema.failure import BadParameter, Damage, Failure, InUse, Refused, Unavailable
 from schema.ids import derive
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from schema.message import Command, Event, Order
@@ -27,6 +27,8 @@ from schema.template import (
     TemplateDeleted,
     TemplateDeleteRequested,
     TemplateFailed,
+    TemplateQuarantined,
+    TemplateQuarantineLifted,
     TemplateReady,
     TemplateRegistered,
 )
@@ -36,6 +38,8 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Registering", TemplateReady.TYPE): "Ready",
     ("Registering", TemplateFailed.TYPE): "Failed",
     ("Ready", TemplateDeleteRequested.TYPE): "Deleting",
+    ("Ready", TemplateQuarantined.TYPE): "Ready",
+    ("Ready", TemplateQuarantineLifted.TYPE): "Ready",
     ("Failed", TemplateDeleteRequested.TYPE): "Deleting",
     ("Deleting", TemplateDeleted.TYPE): "Deleted",
 }
@@ -56,6 +60,8 @@ class TemplateState:
     image: ImageRef | None = None
     counted: int = 0
     """Bytes by which it is counted on its store: reserved until it is Ready."""
+    damage: Damage | None = None
+    """Its copy is Quarantined: where its object is not what was written."""
 
 
 def evolve(state: TemplateState | None, event: Event) -> TemplateState:
@@ -69,6 +75,10 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
     assert state is not None
     if isinstance(event, TemplateReady):
         return replace(state, status=status, image=event.image, counted=event.counted)
+    if isinstance(event, TemplateQuarantined):
+        return replace(state, status=status, damage=event.damage)
+    if isinstance(event, TemplateQuarantineLifted):
+        return replace(state, status=status, damage=None)
     return replace(state, status=status)
 
 
@@ -93,6 +103,14 @@ def known_store(context: Context, store_id: UUID) -> Store:
     if store is None:
         raise Unavailable(f"the image store {store_id} is not known here", field="id", remedy="try again")
     return store
+
+
+def quarantine_refused(context: Context, thing: str, store_id: UUID, damage: Damage) -> Refused:
+    """Why an image may not be read: its copy is Quarantined."""
+    store = known_store(context, store_id).spec
+    return Refused(f"the {thing}'s copy in the image store {store.name} is quarantined: {damage.text}", field=f"{thing}id",
+                   remedy=f"restore the object from elsewhere and scrub the store again (storebus scrub {store.id}), which lifts "
+                          f"the quarantine, or use another {thing}")
 
 
 def delete_order(context: Context, work_id: UUID, attempt: int, spec: StoreSpec, zone_id: UUID | None,

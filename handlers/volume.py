@@ -147,6 +147,7 @@ class CreateFlow:
             raise BadParameter("missing", field="zoneid", remedy="a volume from a snapshot names its zone")
         zone_id = placement.zone(context.directory, command.zone_id)
         source = self._source(context)
+        self._sound(context, source)
         size = self._size(context, command, source)
         primary, hypervisor = placement.primary(context.directory, zone_id)
         self._planned(context, primary)
@@ -181,6 +182,15 @@ class CreateFlow:
                 raise BadParameter(f"the snapshot is {state.status}, not BackedUp", field="snapshotid")
             return "snapshot", command.snapshot_id, state.image
         return None
+
+    def _sound(self, context: Context, source: tuple[str, UUID, ImageRef] | None) -> None:
+        """Nothing that would be read is quarantined. Asked once, at the start: an agent finds for itself what happens later."""
+        if source is None:
+            return
+        thing, thing_id, image = source
+        bad = chain.quarantined(context, thing_id) if thing == "snapshot" else context.state(template.stream(thing_id))
+        if bad is not None and bad.damage is not None:
+            raise template.quarantine_refused(context, thing, image.store_id, bad.damage)
 
     def _size(self, context: Context, command: CreateVolume, source: tuple[str, UUID, ImageRef] | None) -> int:
         if command.size is None:

@@ -7,10 +7,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from schema.failure import Failure
+from schema.failure import Damage, Failure
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Event, Kind, Message, Order, Report
 from schema.motion import MotionSpec
+from schema.scrub import ScrubTarget, Stray, Unread
 
 
 class ProviderSpec(BaseModel):
@@ -93,6 +94,19 @@ class DeleteImages(Order, type="order.delete_images"):
 
     store: StoreSpec
     keys: list[str]
+
+
+class ScrubObjects(Order, type="order.scrub_objects"):
+    """Read these objects and compare every part, the root, the size and the manifest with what was written; name the objects
+    in the store that are not known. Nothing is changed. Reports a Scrubbed."""
+
+    store: StoreSpec
+    objects: list[ScrubTarget]
+    known: str = ""
+    """Base64 of the marks (schema.scrub.mark) of all objects that may be there and are of this slice."""
+    slices: int = 1
+    slice: int = 0
+    """Objects whose mark, as a number modulo `slices`, is this are looked for among the known."""
 
 
 # --- orders to a hypervisor's agent --------------------------------------------------------------------------------
@@ -240,6 +254,20 @@ class SnapshotFrozen(Result):
     """Bytes that the disk takes on its primary store."""
     free_bytes: int | None = None
     """Room on the store that was named; None: it tells none, or none was named."""
+
+
+class Scrubbed(Result):
+    """Of ScrubObjects."""
+
+    objects: int
+    """Objects that were read to their end, the damaged ones too."""
+    bytes: int
+    damaged: list[Damage] = []
+    """One for each object that is not what was written, those that are missing among them."""
+    unread: list[Unread] = []
+    unknown: list[Stray] = []
+    unknown_count: int = 0
+    """All of them, also those beyond the most that are named."""
 
 
 class StoreTested(Result):

@@ -23,6 +23,47 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 
+class Damage(BaseModel):
+    """Where an object in an image store is not what was written."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: str
+    """The object; a damaged manifest is named by the object beside which it lies."""
+    what: str
+    """part, size, missing (the object or its manifest is not there) or manifest."""
+    part: int = 0
+    """The first bad part, counted from 1; 0 when it is not about a part."""
+    parts: int = 0
+    """Parts of the object."""
+    bad: int = 0
+    """Bad parts, where all were looked at."""
+    offset: int = 0
+    """Its first byte in the object."""
+    length: int = 0
+    """Its bytes."""
+    expected: str = ""
+    """Hex SHA-256 that was written, or the size, or the root."""
+    found: str = ""
+    """The same, as it is now."""
+
+    @property
+    def text(self) -> str:
+        """Where and what, for a person."""
+        match self.what:
+            case "part":
+                more = f", {self.bad} parts are bad in all" if self.bad > 1 else ""
+                end = self.offset + self.length - 1
+                return (f"part {self.part} of {self.parts} (bytes {self.offset} to {end}) of the object {self.key} "
+                        f"has the SHA-256 {self.found}, not {self.expected}{more}")
+            case "size":
+                return f"the object {self.key} has {self.found} bytes, not {self.expected}"
+            case "missing":
+                return f"the object {self.key} is not whole in the store: {self.found}"
+            case _:
+                return f"the manifest of the object {self.key} is not what was written: {self.found}"
+
+
 class Failure(BaseModel):
     """A failure as data, safe to show to the caller. `field`, `cause` and `remedy` are sentences for a person."""
 
@@ -38,6 +79,8 @@ class Failure(BaseModel):
     remedy: str = ""
     definite: bool = True
     retryable: bool = False
+    damage: Damage | None = None
+    """The object that was found damaged, when that is why."""
 
     @property
     def text(self) -> str:
@@ -118,6 +161,15 @@ class NoRoom(Failed):
 
 class WorkFailed(Failed):
     """An agent tried and failed, and has cleaned up after itself."""
+
+
+class Damaged(WorkFailed):
+    """An object is not what was written; `damage` says where."""
+
+    def __init__(self, cause: str, damage: Damage, *, remedy: str = "") -> None:
+        super().__init__(cause, remedy=remedy)
+        self.damage = damage
+        self.failure = self.failure.model_copy(update={"damage": damage})
 
 
 class WorkRetryable(WorkFailed):

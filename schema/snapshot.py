@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from schema.failure import Failure
+from schema.failure import Damage, Failure
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event
 
@@ -107,6 +107,24 @@ class SnapshotUnlinked(Event, type="snapshot.unlinked"):
 
     snapshot_id: UUID
     child_id: UUID
+
+
+class SnapshotQuarantined(Event, type="snapshot.quarantined"):
+    """Its object was found damaged: its copy is Quarantined, nothing reads it and no delta is built on it."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    damage: Damage
+
+
+class SnapshotQuarantineLifted(Event, type="snapshot.quarantine_lifted"):
+    """Its object was read again, and is what was written."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    key: str
+    hidden: bool = False
+    """It is deleted for its users, and kept for those built on it."""
 
 
 class SnapshotOffPrimary(Event, type="snapshot.off_primary"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from schema.failure import Failure
+from schema.failure import Damage, Failure
 from schema.image import ImageFormat, ImageRef
 from schema.message import Command, Event
 
@@ -68,6 +68,22 @@ class TemplateReady(Event, type="template.ready"):
     image: ImageRef
     counted: int = 0
     """Bytes by which it is counted on its store from now on, in place of what was reserved."""
+
+
+class TemplateQuarantined(Event, type="template.quarantined"):
+    """Its object was found damaged: its copy is Quarantined, and nothing reads it."""
+
+    template_id: UUID
+    store_id: UUID
+    damage: Damage
+
+
+class TemplateQuarantineLifted(Event, type="template.quarantine_lifted"):
+    """Its object was read again, and is what was written."""
+
+    template_id: UUID
+    store_id: UUID
+    key: str
 
 
 class TemplateFailed(Event, type="template.failed"):

@@ -146,7 +146,7 @@ async def _manifests(store: ImageStore, chain: Sequence[ImageRef]) -> list[Manif
     for parent, image in itertools.pairwise(chain):
         manifest = await manifests.read_manifest(store, image.key)
         if manifest.root != image.root:
-            raise WorkFailed(f"the object {image.key} is not the one that the log knows: its root differs")
+            raise manifests.other_object(manifest, image.root)
         if manifest.parent != parent.key:
             raise WorkFailed(f"the object {image.key} is a delta of {manifest.parent or 'nothing'}, not of {parent.key}")
         found.append(manifest)
@@ -168,7 +168,7 @@ class _Front:
             left = self.manifest.part_size - self.at % self.manifest.part_size
             data = await self._store.read(self.manifest.key, self.at, min(RANGE, length - len(read), left))
             if not data:
-                raise ended(self.manifest, self.at)
+                raise manifests.ended(self.manifest, self.at)
             read += data
             await in_thread(self.digest.update, data)
             self.at += len(data)
@@ -178,17 +178,10 @@ class _Front:
         return bytes(read)
 
 
-def ended(manifest: Manifest, at: int) -> WorkFailed:
-    """The object is shorter than its manifest says."""
-    return WorkFailed(f"the object {manifest.key} ends at byte {at}", remedy=BAD_OBJECT)
-
-
 def compare(manifest: Manifest, number: int, digest: str) -> None:
-    """Raises WorkFailed naming the bytes of a part that is not what was written."""
+    """Raises Damaged naming the bytes of a part that is not what was written."""
     if digest != manifest.parts[number]:
-        start = number * manifest.part_size
-        end = min(start + manifest.part_size, manifest.physical_size)
-        raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end - 1} are not what was written", remedy=BAD_OBJECT)
+        raise manifests.bad_part(manifest, number, digest)
 
 
 async def read_tables(front: _Front) -> Layout:
@@ -242,7 +235,7 @@ async def _apply(store: ImageStore, manifest: Manifest, device: BlockDevice, pro
         while at < end:
             data = await store.read(manifest.key, at, min(RANGE, end - at))
             if not data:
-                raise ended(manifest, at)
+                raise manifests.ended(manifest, at)
             await in_thread(digest.update, data)
             await _put(device, layout, at, data)
             at += len(data)

@@ -176,7 +176,7 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     """
     manifest = await manifests.read_manifest(store, image.key)
     if manifest.root != image.root:
-        raise WorkFailed(f"the object {image.key} is not the one that the log knows: its root differs")
+        raise manifests.other_object(manifest, image.root)
     if manifest.format is ImageFormat.QCOW2:
         return await _read_file(store, manifest, path, progress, workers, resume)
     await hypervisor.create(path, manifest.virtual_size)
@@ -237,15 +237,14 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
         while at < end:
             data = await store.read(manifest.key, at, min(RANGE, end - at))
             if not data:
-                raise WorkFailed(f"the object {manifest.key} ends at byte {at}", remedy=BAD_OBJECT)
+                raise manifests.ended(manifest, at)
             await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
             await take(data, at)
             at += len(data)
             done += len(data)
             progress("read", done, manifest.physical_size)
         if digest.hexdigest() != manifest.parts[number]:
-            raise WorkFailed(f"the object {manifest.key}: bytes {start} to {end - 1} are not what was written",
-                             remedy=BAD_OBJECT)
+            raise manifests.bad_part(manifest, number, digest.hexdigest())
 
     progress("read", done, manifest.physical_size)
     await parallel(len(manifest.parts), workers, one)

@@ -23,6 +23,7 @@ from schema.agent import (
     FetchImage,
     ProviderSpec,
     ReleaseWork,
+    ScrubObjects,
     TakeSnapshot,
     WorkCancelled,
     WorkCompleted,
@@ -30,7 +31,7 @@ from schema.agent import (
     WriteSnapshot,
 )
 from schema.codec import decode, encode
-from schema.failure import Failure
+from schema.failure import Damage, Failure
 from schema.ids import derive
 from schema.image import GIB, DiskRef, ImageFormat, ImageRef, PrimarySpec
 from schema.message import Command, Message, Order
@@ -125,10 +126,10 @@ class Cloud:
         await self.handle(WorkCompleted(job_id=order.job_id, work_id=order.work_id, attempt=order.attempt,
                                         agent=order.agent, result=result_of(order), bytes=5), kind="report")
 
-    async def fail(self, order: Order, *, retryable: bool = False) -> None:
-        """The agent could not do it."""
+    async def fail(self, order: Order, *, retryable: bool = False, damage: Damage | None = None) -> None:
+        """The agent could not do it; it found `damage`."""
         await self.handle(WorkFailed(job_id=order.job_id, work_id=order.work_id, attempt=order.attempt,
-                                     agent=order.agent, failure=Failure(cause="it broke", retryable=retryable)),
+                                     agent=order.agent, failure=Failure(cause="it broke", retryable=retryable, damage=damage)),
                           kind="report")
 
     async def stop(self, order: Order) -> None:
@@ -205,5 +206,7 @@ def result_of(order: Order) -> dict[str, Any]:
             return {"disk": disk.model_dump(mode="json"), "physical_size": 1}
         case TakeSnapshot():
             return {"virtual_size": GIB}
+        case ScrubObjects():
+            return {"objects": len(order.objects), "bytes": sum(target.size for target in order.objects)}
         case _:
             return {}

@@ -1,0 +1,79 @@
+"""`storebus scrub`: an image store read again, asked of the API; what was found, for people and for programs.
+
+Owns how a store is named and how findings look in a terminal. Refuses to judge: what is quarantined was decided by the
+handlers before this prints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from api.cli_call import Client, follow
+from api.cli_target import api_url, settings
+from api.output import Format, Output, size_text
+from schema.failure import BadParameter, Damage
+
+COLUMNS = ("finding", "key", "what")
+BAD = ("damaged", "missing", "unread")
+"""Findings for which the exit status is 1."""
+
+
+async def scrub(store: str, share: str, *, form: Format | None, wait: bool, timeout_s: float, url: str | None,
+                data_dir: Path | None) -> int:
+    """Ask for it and, with `wait`, print what was found; 1 when an object is damaged, missing or unreadable. Raises Refusal."""
+    output = Output(form, stream=wait)
+    client = Client(await asyncio.to_thread(api_url, settings(data_dir=data_dir), url))
+    try:
+        store_id = await _store(client, store)
+        body = await client.ask("scrubImageStore", {"id": store_id, "share": share})
+        if not wait:
+            output.object(body)
+            return 0
+        job = await follow(client, "scrubImageStore", body["jobid"], output, timeout_s)
+    finally:
+        await client.aclose()
+    found = job["jobresult"]["scrub"]
+    if output.form is Format.TABLE:
+        lines = list(findings(found))
+        if lines:
+            output.rows(lines, COLUMNS)
+        output.say(summary(found))
+    else:
+        output.object(found)
+    return 1 if any(found[name] for name in BAD) else 0
+
+
+async def _store(client: Client, given: str) -> str:
+    """The id of the store with this id or name. Raises BadParameter."""
+    try:
+        return str(UUID(given))
+    except ValueError:
+        found = (await client.ask("listImageStores", {"name": given})).get("imagestore", [])
+    if not found:
+        raise BadParameter(f"no image store is named {given[:64]!r}", field="store", remedy="storebus call listImageStores")
+    return str(found[0]["id"])
+
+
+def findings(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What was found, a line each."""
+    for damage in found["damaged"]:
+        yield {"finding": "damaged", "key": damage["key"], "what": Damage.model_validate(damage).text}
+    for key in found["missing"]:
+        yield {"finding": "missing", "key": key, "what": "the object or its manifest is not in the store"}
+    for each in found["unread"]:
+        yield {"finding": "unread", "key": each["key"], "what": each["cause"]}
+    for each in found["unknown"]:
+        yield {"finding": "unknown", "key": each["key"], "what": f"{size_text(each['size'])}; nobody knows it, it is left alone"}
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """One line."""
+    return (f"{found['objects']} of {found['of']} objects read, {size_text(found['bytes'])}: {len(found['damaged'])} damaged, "
+            f"{len(found['missing'])} missing, {len(found['unread'])} could not be read; {found['unknowncount']} unknown objects")
+
+
+__all__ = ["findings", "scrub", "summary"]

@@ -1,0 +1,137 @@
+"""The survey: which objects rest in which image store, as the log tells it, and when each was last read in a scrub.
+
+Owns the fold that a scrub chooses from and that its findings are compared with. It is brought up to date only when a scrub is
+decided, so nothing else pays for it. It may lag behind the log by a moment; what follows from it (a quarantine) is decided
+again on the thing's own stream. Refuses to know how objects are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from schema import scrub, snapshot, template
+from schema.message import Message
+from schema.scrub import ScrubTarget
+
+TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapshot.delete_requested", "snapshot.hidden",
+         "snapshot.deleted", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
+         "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
+         "template.quarantine_lifted", "scrub.started", "scrub.ended", "scrub.stopped")
+"""Event types that it is folded from."""
+MOST = 400
+"""Objects of one scrub: what an order can name."""
+
+Thing = tuple[str, UUID]
+"""(kind, id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An object that the log knows."""
+
+    thing: Thing
+    store_id: UUID
+    target: ScrubTarget
+    looked: int
+    """Position in the log at which it was last known to be read whole: when it was written, or by a scrub."""
+    quarantined: bool = False
+    leaving: bool = False
+    """It is being deleted."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """The fold. `position` says up to where."""
+
+    position: int = 0
+    copies: dict[str, Copy] = field(default_factory=dict)
+    """By key."""
+    coming: set[Thing] = field(default_factory=set)
+    """Things whose object is being written."""
+    _keys: dict[Thing, str] = field(default_factory=dict)
+    _running: dict[UUID, list[str]] = field(default_factory=dict)
+    """Scrubs that have not ended: the keys they read."""
+    scrubs: Counter[UUID] = field(default_factory=Counter)
+    """Store -> how many scrubs of it were begun."""
+
+    def apply(self, event: Message, position: int) -> None:
+        """Take one event in. Events are given in the log's order, each once."""
+        match event:
+            case scrub.ScrubStarted():
+                self.scrubs[event.store_id] += 1
+                self._running[event.scrub_id] = [target.key for target in event.objects]
+            case scrub.ScrubStopped():
+                self._running.pop(event.scrub_id, None)
+            case scrub.ScrubEnded():
+                unread = {each.key for each in event.unread}
+                for key in self._running.pop(event.scrub_id, []):
+                    if key not in unread:
+                        self._change(key, looked=position)
+            case snapshot.SnapshotRequested():
+                self.coming.add(("snapshot", event.snapshot_id))
+            case template.TemplateRegistered():
+                self.coming.add(("template", event.template_id))
+            case _:
+                self._thing(event, position)
+
+    def _thing(self, event: Any, position: int) -> None:
+        snapshot_id = getattr(event, "snapshot_id", None)
+        thing: Thing = ("snapshot", snapshot_id) if snapshot_id is not None else ("template", event.template_id)
+        key = self._keys.get(thing, "")
+        match event:
+            case snapshot.SnapshotBackedUp() | template.TemplateReady():
+                self.coming.discard(thing)
+                image = event.image
+                self._keys[thing] = image.key
+                self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
+                    key=image.key, size=image.physical_size, root=image.root), position)
+            case snapshot.SnapshotFailed() | template.TemplateFailed():
+                self.coming.discard(thing)
+                self._gone(thing)
+            case snapshot.SnapshotDeleted() | template.TemplateDeleted():
+                self._gone(thing)
+            case snapshot.SnapshotDeleteRequested() | template.TemplateDeleteRequested():
+                self._change(key, leaving=True)
+            case snapshot.SnapshotHidden():
+                self._change(key, leaving=False)
+            case snapshot.SnapshotQuarantined() | template.TemplateQuarantined():
+                self._change(key, quarantined=True)
+            case snapshot.SnapshotQuarantineLifted() | template.TemplateQuarantineLifted():
+                self._change(key, quarantined=False)
+
+    def _change(self, key: str, **fields: Any) -> None:
+        known = self.copies.get(key)
+        if known is not None:
+            self.copies[key] = replace(known, **fields)
+
+    def _gone(self, thing: Thing) -> None:
+        self.copies.pop(self._keys.pop(thing, ""), None)
+
+    # --- what is asked of it ---
+
+    def resting(self, store_id: UUID) -> Iterator[Copy]:
+        """What rests in a store and is not being deleted."""
+        return (copy for copy in self.copies.values() if copy.store_id == store_id and not copy.leaving)
+
+    def pick(self, store_id: UUID, share: float) -> tuple[list[ScrubTarget], int]:
+        """(what a scrub of so much of a store reads, how many objects rest there). The quarantined ones first, so that a
+        repaired one is found at once; then those that were looked at longest ago."""
+        resting = sorted(self.resting(store_id), key=lambda copy: (not copy.quarantined, copy.looked))
+        marked = sum(copy.quarantined for copy in resting)
+        wanted = min(MOST, max(marked, math.ceil(len(resting) * share)))
+        return [copy.target for copy in resting[:wanted]], len(resting)
+
+    def there(self, key: str) -> Copy | None:
+        """The object, unless it is gone or being deleted."""
+        copy = self.copies.get(key)
+        return None if copy is None or copy.leaving else copy
+
+    def stray(self, key: str) -> bool:
+        """Whether nobody knows an object that was seen in a store: neither is it known, nor does it belong to a thing that is
+        being written."""
+        return key not in self.copies and scrub.owner_of(key) not in self.coming

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".parts"
 MOST_BYTES = 8 << 20
 """Of a record: 10,000 parts have 2 MB. What is behind is sent again."""
+LINE_MAX = 1 << 16
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -50,6 +51,21 @@ class TransferRecord:
         except OSError as error:
             self._lost(error)
             return {}
+
+    async def about(self) -> str:
+        """What it is about; empty when there is none."""
+        try:
+            return await in_thread(self._about)
+        except OSError as error:
+            self._lost(error)
+            return ""
+
+    def _about(self) -> str:
+        try:
+            with self._path.open("rb") as file:
+                return str(json.loads(file.readline(LINE_MAX))["about"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return ""
 
     def _lost(self, error: OSError) -> None:
         log.warning("the record of the transfer %s cannot be kept: %s", self._work, error.strerror,

@@ -25,7 +25,7 @@ from schema.motion import BACKUP, FETCH, RESTORE
 async def download(order: FetchImage, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
     """A URL into the store."""
     async with tools.store(order.store, secrets) as store:
-        return ImageResult(image=await fetch(order, store, tools.guard, progress))
+        return ImageResult(image=await fetch(order, store, tools.guard, progress, tools.record(order.work_name)))
 
 
 async def backup(order: WriteSnapshot, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:

@@ -41,6 +41,8 @@ class HttpFiles:
         self.hold_at = 0
         self.pause_s, self.pause_every = 0.0, 1 << 20
         """`/slow` waits so many seconds after each so many bytes."""
+        self.headers: dict[str, str] = {}
+        """What `/slow` says beside."""
         self.ended = threading.Event()
         """Set when a client has left a gated answer."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -188,9 +190,15 @@ class _Handler(BaseHTTPRequestHandler):
             files.ended.set()
 
     def _slow(self, body: bytes, name: str, query: dict[str, list[str]]) -> None:
-        """The truth, with pauses."""
+        """The truth, with pauses; ranges of what If-Range names."""
         files = self.server.files
-        self._head(200, Content_Length=str(len(body)))
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if ranged and self.headers.get("If-Range") in files.headers.values():
+            first, last, whole = int(ranged[1]), int(ranged[2]), len(body)
+            body = body[first:last + 1]
+            self._head(206, Content_Length=str(len(body)), Content_Range=f"bytes {first}-{last}/{whole}", **files.headers)
+        else:
+            self._head(200, Content_Length=str(len(body)), **files.headers)
         for at in range(0, len(body), files.pause_every):
             self._write(body[at:at + files.pause_every])
             time.sleep(files.pause_s)

@@ -1,7 +1,8 @@
 """Downloads: a URL into an image store, inspected and hashed while it streams, nothing of it kept anywhere else.
 
 Owns caps (bytes, stall), redirects by hand through the guard, the checksum, that a qcow2 is whole before it counts as there,
-that a failure leaves nothing, and that after a kill only what is missing is asked for, of the same source, and all is looked at. Refuses to decompress, to send credentials, and to trust a Content-Length.
+that a failure leaves nothing, and that after a kill only what is missing is asked for, while all is looked at. Refuses to
+decompress, to send credentials, and to trust a Content-Length.
 """
 
 from __future__ import annotations

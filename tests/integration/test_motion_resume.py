@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agents.download import IN_FLIGHT
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.base import ImageStore
 from agents.image_stores.memory import MemoryImageStore
@@ -21,7 +23,7 @@ from agents.manifest import verify_object
 from agents.motion.direct import PART, write_image
 from agents.mover import Mover, MoverDied
 from agents.transfer_record import TransferRecord, forget, sweep
-from schema.agent import CreateDisk, WriteSnapshot
+from schema.agent import CreateDisk, FetchImage, WriteSnapshot
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Order
 from tests.integration import test_agent_kill
@@ -64,13 +66,13 @@ def order(disk: Path, store: StoreSpec) -> WriteSnapshot:
 
 
 async def killed_now_and_then(one: Order, secrets: dict[str, str], folder: str, after: list[int],
-                              ended: Callable[[], None] = lambda: None) -> Any:
+                              ended: Callable[[], None] = lambda: None, allow: str = "") -> Any:
     """Do the order; the mover is killed -9 when it said that so many parts are acknowledged, each of `after` once. Its answer.
 
     `ended` is called after each mover."""
     payload = one.model_dump_json().encode()
     while True:
-        mover = Mover({"workers": WORKERS, "records": folder})
+        mover = Mover({"workers": WORKERS, "records": folder, "download_allow": allow})
 
         def watch(stage: str, done: int, total: int, mover: Mover = mover) -> None:
             if after and done >= after[0] * PART:
@@ -208,6 +210,32 @@ async def test_kill_9_of_a_restore_reads_again_at_most_a_part_per_worker(disk: P
         img("compare", "-f", "qcow2", "-F", "raw", str(path), str(truth))
         assert list(folder.iterdir()) == [path]
         path.unlink()
+    await store.delete(image.key)
+    await store.aclose()
+
+
+@pytest.mark.needs_s3
+async def test_kill_9_of_a_download_into_s3_sends_again_at_most_what_was_on_its_way(tmp_path: Path, s3_server: SeaweedFS,
+                                                                                  proxy: S3Proxy) -> None:
+    spec, secrets = s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key}
+    body = random.Random(SEED).randbytes(10 * PART + 99)
+    with http_files() as files:
+        files.bodies["raw"], files.headers, files.pause_every, files.pause_s = body, {"ETag": '"v1"'}, MIB, 0.02
+        one = FetchImage(job_id=uuid4(), work_id=uuid4(), agent="a", reply_key="k", url=files.url("slow/raw"), format="raw",
+                         checksum="{SHA-256}" + hashlib.sha256(body).hexdigest(), store=spec, key=f"{spec.prefix}/t/{uuid4()}",
+                         kind="template", thing_id=uuid4(), max_bytes=1 << 30, max_virtual_size=1 << 40)
+        after = [3, 7]
+        answer = await killed_now_and_then(one, secrets, str(tmp_path / "records"), after, allow=files.allow)
+        assert after == [], "it was killed twice"
+        assert "Range" not in files.asked[0][1]
+        assert all(headers.get("If-Range") == '"v1"' for _, headers in files.asked[1:])
+        assert len(files.asked) > 2
+        assert files.sent - len(body) < 2 * (IN_FLIGHT + 1) * PART
+    assert proxy.bytes_up - len(body) < (2 * IN_FLIGHT + 1) * PART
+    image = ImageRef.model_validate(answer["result"]["image"])
+    store = await open_store(spec, secrets)
+    assert (await verify_object(store, image.key)).sha256 == hashlib.sha256(body).hexdigest()
+    assert await store.unfinished(spec.prefix) == []
     await store.delete(image.key)
     await store.aclose()
 

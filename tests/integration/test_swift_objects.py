@@ -16,9 +16,8 @@ from agents.image_stores.swift_upload import segments_of
 from schema.failure import WorkFailed
 from tests.contract.image_store import data, keys
 from tests.services.s3_proxy import S3Proxy
-from tests.services.swift import SwiftServer
+from tests.services.swift import SEGMENTS, SwiftServer
 from tests.services.swift_fixture import swift_server, swift_spec
-from tests.services.swift_processes import SEGMENTS
 from tests.support.swift_store import (
     PART,
     is_manifest,

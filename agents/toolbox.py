@@ -22,6 +22,7 @@ from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.stall import SECONDS
+from agents.throttle import Throttle, limited, rate_of
 from agents.transfer_record import TransferRecord
 from agents.uninterrupted import to_the_end
 from agents.url_guard import UrlGuard, parse_allow
@@ -66,7 +67,11 @@ class Toolbox:
     """Folder of the records by which transfers are resumed; empty: they begin again."""
     stall_seconds: float = SECONDS
     """Seconds after which a transfer of which nothing moves is ended."""
+    bytes_per_second: int = 0
+    """To and from image stores, all transfers together; 0: no limit."""
     _hypervisor: Hypervisor | None = field(default=None, repr=False)
+    _throttles: dict[str, Throttle] = field(default_factory=dict, repr=False)
+    """Limits in use: of the agent under the empty name, of stores under their ids."""
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -92,11 +97,20 @@ class Toolbox:
                           remedy=f"here are: {', '.join(sorted(PRIMARY_STORES))}")
         return kind(spec.path)
 
+    def _throttle(self, name: str, rate: int) -> Throttle:
+        """The limit of this name; one for each store that this agent was ever ordered to use."""
+        known = self._throttles.get(name)
+        if known is None or known.rate != rate:
+            known = self._throttles[name] = Throttle(rate)
+        return known
+
     @contextlib.asynccontextmanager
     async def store(self, spec: StoreSpec, secrets: Mapping[str, str]) -> AsyncIterator[ImageStore]:
         """The image store of an order, open while this is."""
+        limits = [self._throttle(name, rate) for name, rate in (
+            (str(spec.id), rate_of(spec)), ("", self.bytes_per_second)) if rate]
         opened = await open_store(spec, secrets)
         try:
-            yield opened
+            yield limited(opened, limits)
         finally:
             await opened.aclose()

@@ -164,6 +164,7 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
                          token=await asyncio.to_thread(agent_token, settings), **about)
     mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight, "records": str(config.records),
                    "stall_seconds": settings.stall_seconds,
+                   "bytes_per_second": settings.agent_bytes_per_second,
                    "hypervisor_name": about.get("hypervisor", "kvm").lower()})
     runtime = AgentRuntime(config, transport, mover, AgentGrants(name, key, transport))
     await runtime.start()

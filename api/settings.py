@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     parts_in_flight: int = Field(4, ge=1, le=32, description="Parts of one transfer that are on their way at once.")
     stall_seconds: float = Field(60.0, gt=0, le=86_400, description="Seconds after which a transfer of which no byte moves is "
                                  "ended; nothing limits how long one takes that moves.")
+    agent_bytes_per_second: int = Field(0, ge=0, description="Bytes a second that an agent moves to and from image stores, all "
+                                        "transfers together; 0: no limit.")
     amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "
                             "the broker lets in, in the tenant root.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from schema.failure import Refused
 from schema.image import StoreSpec
 
+EVERYWHERE = "maxbytespersecond"
+"""A detail of every provider: the limit that `agents.throttle` keeps, of which no store needs to know."""
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -23,6 +25,7 @@ def read_details(model: type[S], spec: StoreSpec, secrets: Mapping[str, str]) ->
     Names are taken in any case, as CloudStack does. Raises Refused naming the first detail at fault.
     """
     values = {name.lower(): value for name, value in spec.details.items()}
+    values.pop(EVERYWHERE, None)
     values.update({name.lower(): value for name, value in secrets.items()})
     try:
         return model.model_validate(values)

@@ -11,8 +11,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from agents.image_stores.base import ImageStore
+from agents.image_stores.details import EVERYWHERE
 from schema.agent import ProviderSpec
 from schema.failure import Refused
 from schema.image import StoreSpec
@@ -56,9 +58,17 @@ def providers() -> list[ProviderSpec]:
         except Refused as refused:
             log.info("image store plug-in not announced: %s", refused)
             continue
-        found.append(ProviderSpec(name=store.PROVIDER, scope=store.SCOPE, settings=store.Settings.model_json_schema(),
+        found.append(ProviderSpec(name=store.PROVIDER, scope=store.SCOPE, settings=_settings(store),
                                   capabilities=sorted(store.CAPABILITIES)))
     return found
+
+
+def _settings(store: type[ImageStore]) -> dict[str, Any]:
+    """The provider's own details, and those of every provider."""
+    schema = store.Settings.model_json_schema()
+    limit = {"type": "integer", "default": 0, "title": "Maxbytespersecond",
+             "description": "Bytes a second that each agent moves to and from the store, from 1048576 on; 0: no limit."}
+    return {**schema, "properties": {**schema.get("properties", {}), EVERYWHERE: limit}}
 
 
 async def open_store(spec: StoreSpec, secrets: Mapping[str, str]) -> ImageStore:

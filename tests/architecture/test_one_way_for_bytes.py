@@ -25,12 +25,13 @@ MAY_IMPORT = ("agents/motion/", "agents/download.py")
 OWN: dict[str, str] = {"agents.libnbd": "agents/hypervisors/"} | {way: "agents/image_stores/" for way in WAYS if way.endswith("_upload")}
 """A plug-in's own way of moving bytes is imported by plug-ins of its kind."""
 CALLS = {
-    "part": ("agents/motion/", "agents/image_stores/", "agents/download.py"),
-    "begin": ("agents/motion/", "agents/image_stores/", "agents/download.py"),
-    "resume": ("agents/motion/", "agents/image_stores/", "agents/download.py"),
+    "part": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
+    "begin": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
+    "resume": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
     "read_into": ("agents/motion/", "agents/hypervisors/"),
 }
-"""Method that only moves image bytes -> who calls it: motions, and the plug-ins within themselves (a store's test of itself)."""
+"""Method that only moves image bytes -> who calls it: motions, the plug-ins within themselves (a store's test of itself), and the
+limit on throughput, which hands on a motion's own calls when they are due."""
 
 
 def imports_of(tree: ast.Module) -> set[str]:

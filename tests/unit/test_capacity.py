@@ -157,6 +157,27 @@ async def test_a_read_only_store_takes_nothing_new_and_gives_back() -> None:
     await cloud.runtime.precheck(CreateSnapshot(volume_id=volume), uuid4())
 
 
+async def test_a_store_that_is_away_keeps_a_deletion_pending_and_counted_until_it_confirms() -> None:
+    cloud = await Cloud.start()
+    store = await a_store(cloud)
+    job = await cloud.send(RegisterTemplate(name="t", url="http://x/y", format=ImageFormat.QCOW2))
+    await cloud.settle()
+    deleting = await cloud.send(DeleteTemplate(id=derive(job, "template")))
+    for attempt in range(1, 6):
+        (order,) = await cloud.open_orders()
+        assert order.attempt == attempt
+        await cloud.fail(order, retryable=True)
+        assert await cloud.ends(deleting) == []
+        assert await cloud.rows("template.deleted") == []
+        assert await cloud.value(f"image_store/{store}/residents") == 1
+        assert await counters(cloud, store) == (1000, 0)
+        await cloud.fire(deleting)
+    await cloud.settle()
+    assert await cloud.ends(deleting) == ["job.completed"]
+    assert len(await cloud.rows("template.deleted")) == 1
+    assert await counters(cloud, store) == (0, 0)
+
+
 # --- the choice itself ----------------------------------------------------------------------------------------------------
 
 ZONE, OTHER = uuid4(), uuid4()

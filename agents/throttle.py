@@ -1,0 +1,141 @@
+"""Throughput limits: how many bytes a second go to and from an image store, for one store and for the whole agent.
+
+Owns a rate, shared out in small slices, a slice for each transfer in turn, so that one with many parts on their way gets no more
+than another; and the store as a limited transfer sees it. Kept by the monotonic clock against one running due time, so that late
+wake-ups are made up for and nothing drifts. Refuses to know what the bytes are. A part is sent when all its slices were given:
+the rate is smooth to one part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+from agents import stall
+from agents.image_stores.base import Bytes, ImageStore, PartInfo, Resumable
+from agents.image_stores.details import EVERYWHERE
+from schema.failure import Refused
+from schema.image import StoreSpec
+
+DETAIL = EVERYWHERE
+LEAST = 1 << 20
+"""Bytes a second below which no limit goes: a part would look like a store that hangs."""
+SLICE = 256 << 10
+BURST_S = 0.1
+"""Seconds of the rate that an idle limit saves up."""
+
+
+class Throttle:
+    """One rate. Belongs to one event loop."""
+
+    def __init__(self, rate: int) -> None:
+        """`rate`: bytes a second."""
+        self.rate = rate
+        self._due = 0.0
+        self._waiting: OrderedDict[object, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
+        self._giving: asyncio.Task[None] | None = None
+
+    async def give(self, who: object, count: int) -> None:
+        """Return when the transfer `who` may move `count` bytes (at most a SLICE). Cancelled, it takes nothing."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(who, deque()).append((count, done))
+        if self._giving is None or self._giving.done():
+            self._giving = asyncio.create_task(self._give(), name="throttle")
+        await done
+
+    async def _give(self) -> None:
+        """While anybody waits: a slice to each transfer in turn, when it is due."""
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            self._due = max(self._due, loop.time() - BURST_S)
+            if (wait := self._due - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            who, queue = self._waiting.popitem(last=False)
+            while queue:
+                count, done = queue.popleft()
+                if not done.done():
+                    self._due += count / self.rate
+                    done.set_result(None)
+                    break
+            if queue:
+                self._waiting[who] = queue  # behind all others
+
+
+async def _pass(limits: Sequence[Throttle], who: object, count: int) -> None:
+    while count > 0:
+        for limit in limits:
+            await limit.give(who, min(count, SLICE))
+        stall.moved()  # waiting for its turn is no stall
+        count -= SLICE
+
+
+class _Upload:
+    """An upload whose parts wait for their turn."""
+
+    def __init__(self, upload: Any, limits: Sequence[Throttle], who: object) -> None:
+        self._upload, self._limits, self._who = upload, limits, who
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._upload, name)
+
+    async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo | None:
+        """See image_stores.base.Upload."""
+        await _pass(self._limits, self._who, len(data))
+        found: PartInfo | None = await self._upload.part(number, data, sha256=sha256)
+        return found
+
+
+class _Store:
+    """A store as one transfer sees it: all but the bytes is the store's own."""
+
+    def __init__(self, store: ImageStore, limits: Sequence[Throttle]) -> None:
+        self._store, self._limits = store, limits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """See ImageStore."""
+        await _pass(self._limits, self, length)
+        return await self._store.read(key, offset, length)
+
+    async def put(self, key: str, body: bytes) -> None:
+        """See ImageStore."""
+        await _pass(self._limits, self, len(body))
+        await self._store.put(key, body)
+
+    async def begin(self, key: str, *, part_size: int) -> _Upload:
+        """See ImageStore."""
+        return _Upload(await self._store.begin(key, part_size=part_size), self._limits, self)
+
+
+class _ResumableStore(_Store):
+    """Of a store that resumes."""
+
+    async def resume(self, key: str, *, part_size: int) -> _Upload | None:
+        """See Resumable."""
+        found = await cast(Resumable, self._store).resume(key, part_size=part_size)
+        return _Upload(found, self._limits, self) if found is not None else None
+
+
+def limited(store: ImageStore, limits: Sequence[Throttle]) -> ImageStore:
+    """The store for one transfer under these limits; itself when there are none."""
+    if not limits:
+        return store
+    return cast(ImageStore, (_ResumableStore if isinstance(store, Resumable) else _Store)(store, limits))
+
+
+def rate_of(spec: StoreSpec) -> int:
+    """Bytes a second that the store's details allow each agent; 0: no limit. Raises Refused."""
+    text = spec.details.get(DETAIL, "").strip()
+    if text in ("", "0"):
+        return 0
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < LEAST:
+        raise Refused(f"not a number of bytes a second from {LEAST} on", field=f"details.{DETAIL}",
+                      remedy="give one, or leave it out")
+    return int(text)
+
+
+__all__ = ["DETAIL", "LEAST", "SLICE", "Throttle", "limited", "rate_of"]

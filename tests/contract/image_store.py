@@ -32,11 +32,12 @@ from agents.manifest import (
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import ImageFormat, Manifest
 from tests.contract.image_store_resume import Place, ResumeContract, data, keys
+from tests.contract.image_store_scrub import ScrubContract
 
 __all__ = ["ImageStoreContract", "Place", "data", "keys"]
 
 
-class ImageStoreContract(ResumeContract):
+class ImageStoreContract(ResumeContract, ScrubContract):
     """What every image store must do."""
 
     PAGE = 7

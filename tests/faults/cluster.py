@@ -144,9 +144,9 @@ class Cluster:
                 journals += [f"{path.parent.name} {name} {row!s:.200}" for name in names for row in db.execute(f"SELECT * FROM {name}")]
         return "\n".join([*told, *(str(dict(row)) for row in [*timers, *held]), *journals])
 
-    async def add_store(self) -> str:
-        """The S3 server as image store; its id."""
-        details = {"accesskey": self.s3.access_key, "secretkey": self.s3.secret_key, "endpoint": self.s3.endpoint,
+    async def add_store(self, *, endpoint: str = "") -> str:
+        """The S3 server as image store, or what stands before it; its id."""
+        details = {"accesskey": self.s3.access_key, "secretkey": self.s3.secret_key, "endpoint": endpoint or self.s3.endpoint,
                    "bucket": self.bucket}
         pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items())
                  for part, value in (("key", key), ("value", text))}

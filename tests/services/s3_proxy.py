@@ -11,6 +11,7 @@ streamed in small pieces.
         proxy.fail(3)                 # answer the next 3 requests with 503 SlowDown, without passing them on
         proxy.reset(1, after=100_000) # cut the next request's connection after so many body bytes upwards
         proxy.cut_answers(1, after=0) # pass the next request whole, cut its answer's body after so many bytes
+        proxy.lie(1)                  # pass the next request whole, answer it with a wrong ETag
         proxy.drop()                  # cut all connections now
         proxy.clock_ahead_s = 3600    # the Date of answers, as if the server's clock were wrong
         proxy.requests, proxy.bytes_up, proxy.bytes_down, proxy.last_byte_at
@@ -19,6 +20,7 @@ streamed in small pieces.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from urllib.parse import urlsplit
 
 _PIECE = 32 << 10
 _HEAD = 64 << 10
+_ETAG = re.compile(rb"(?im)^(etag: )[^\r]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,10 @@ class S3Proxy:
         answer's body (0: before its head)."""
         self._faults.append(_Fault("answer", count, after, match))
 
+    def lie(self, count: int, *, match: Callable[[Seen], bool] = lambda _: True) -> None:
+        """Pass the next `count` matching requests whole, and give another ETag than the server's."""
+        self._faults.append(_Fault("lie", count, 0, match))
+
     def heal(self) -> None:
         """Forget waiting faults, the limit and the pause."""
         self._faults.clear()
@@ -212,6 +219,8 @@ class S3Proxy:
             writer.write(answer)
         if self.clock_ahead_s:
             answer = _redated(answer, self.clock_ahead_s)
+        if fault is not None and fault.kind == "lie":
+            answer = _ETAG.sub(rb'\1"00000000000000000000000000000000"', answer)
         cut = fault.after if fault is not None and fault.kind == "answer" else None
         if cut == 0:
             self._cut()

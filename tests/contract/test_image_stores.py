@@ -1,7 +1,10 @@
-"""The image store contract on SeaweedFS, OpenStack Swift, a directory and memory."""
+"""The image store contract on SeaweedFS, OpenStack Swift, a directory, an NFS mount (or a directory in its place) and memory."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +12,7 @@ import pytest
 
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
+from agents.image_stores.nfs import NfsImageStore
 from agents.image_stores.s3 import S3ImageStore
 from agents.image_stores.swift import SwiftImageStore
 from schema.image import StoreSpec
@@ -33,6 +37,21 @@ class TestFolder(ImageStoreContract):
     def place(self, tmp_path: Path) -> Place:
         spec = StoreSpec(id=uuid4(), name="f", provider="folder", url=f"folder://{tmp_path}", prefix=str(uuid4()))
         return Place(FolderImageStore, spec)
+
+
+class TestNfs(ImageStoreContract):
+    """On the mount that STOREBUS_TEST_NFS_PATH names; without it on a directory, which proves the code and nothing about NFS."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Iterator[Place]:
+        given = os.environ.get("STOREBUS_TEST_NFS_PATH", "")
+        root = Path(given) / f"storebus-{uuid4()}" if given else tmp_path / "mount"
+        root.mkdir()
+        spec = StoreSpec(id=uuid4(), name="n", provider="nfs", url="nfs://filer/export", prefix=str(uuid4()),
+                         details={"mountpoint": str(root)})
+        yield Place(NfsImageStore, spec)
+        if given:
+            shutil.rmtree(root)
 
 
 @pytest.mark.needs_s3

@@ -8,8 +8,11 @@ was sparse stays sparse.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -82,7 +85,7 @@ class Store:
         self.spec, self.secrets, self.fetch = spec, secrets, fetch
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
+@pytest.fixture(params=["folder", "nfs", pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     """One of each provider."""
     if request.param == "folder":
@@ -90,6 +93,13 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         root.mkdir()
         made = Store(StoreSpec(id=uuid4(), name="s", provider="folder", url=f"folder://{root}", prefix=str(uuid4())), {},
                      lambda key: (root / key).read_bytes())
+    elif request.param == "nfs":
+        given = os.environ.get("STOREBUS_TEST_NFS_PATH", "")  # without it a directory, which proves nothing about NFS
+        root = Path(given) / f"storebus-{uuid4()}" if given else tmp_path / "mount"
+        root.mkdir()
+        request.addfinalizer(partial(shutil.rmtree, root))
+        made = Store(StoreSpec(id=uuid4(), name="s", provider="nfs", url="nfs://filer/export", prefix=str(uuid4()),
+                               details={"mountpoint": str(root)}), {}, lambda key: (root / key).read_bytes())
     elif request.param == "s3":
         server = request.getfixturevalue("s3_server")
         client = boto3.client("s3", endpoint_url=server.endpoint, aws_access_key_id=server.access_key,

@@ -41,20 +41,21 @@ def root_of(parts: Sequence[str]) -> str:
 
 def bad_manifest(key: str, why: str) -> Damaged:
     """The manifest of the object `key` is not what was written."""
-    return Damaged(f"the manifest of {key} is damaged: {why}", Damage(key=key, what="manifest", found=why), remedy=_DAMAGED)
+    return Damaged(f"the manifest of {key} is damaged: {why}", Damage(object=key, what="manifest", found=why), remedy=_DAMAGED)
 
 
 def other_object(manifest: Manifest, root: str) -> Damaged:
     """The manifest is whole, and of another object than the one that the log knows by `root`."""
     return Damaged(f"the object {manifest.key} is not the one that the log knows: its root differs",
-                   Damage(key=manifest.key, what="manifest", expected=root, found=f"the root {manifest.root}"), remedy=_REPLACE)
+                   Damage(object=manifest.key, what="manifest", expected=root, found=f"the root {manifest.root}"),
+                   remedy=_REPLACE)
 
 
 def bad_part(manifest: Manifest, number: int, found: str, *, bad: int = 0) -> Damaged:
     """Part `number`, counted from 0, has the digest `found` and not the manifest's."""
     start = number * manifest.part_size
     end = min(start + manifest.part_size, manifest.physical_size)
-    damage = Damage(key=manifest.key, what="part", part=number + 1, parts=len(manifest.parts), bad=bad, offset=start,
+    damage = Damage(object=manifest.key, what="part", part=number + 1, parts=len(manifest.parts), bad=bad, offset=start,
                     length=end - start, expected=manifest.parts[number], found=found)
     return Damaged(f"part {number + 1} of {len(manifest.parts)} of the object {manifest.key}: bytes {start} to {end - 1} are "
                    "not what was written: their SHA-256 differs from the manifest", damage, remedy=_REPLACE)
@@ -63,18 +64,19 @@ def bad_part(manifest: Manifest, number: int, found: str, *, bad: int = 0) -> Da
 def bad_size(manifest: Manifest, size: int) -> Damaged:
     """The object has `size` bytes and not the manifest's."""
     return Damaged(f"the object {manifest.key} has {size} bytes, its manifest says {manifest.physical_size}",
-                   Damage(key=manifest.key, what="size", expected=str(manifest.physical_size), found=str(size)), remedy=_REPLACE)
+                   Damage(object=manifest.key, what="size", expected=str(manifest.physical_size), found=str(size)),
+                   remedy=_REPLACE)
 
 
 def ended(manifest: Manifest, at: int) -> Damaged:
     """The object is shorter than its manifest says."""
     return Damaged(f"the object {manifest.key} ends at byte {at}",
-                   Damage(key=manifest.key, what="size", expected=str(manifest.physical_size), found=str(at)), remedy=_REPLACE)
+                   Damage(object=manifest.key, what="size", expected=str(manifest.physical_size), found=str(at)), remedy=_REPLACE)
 
 
 def missing(key: str, what: str) -> Damaged:
     """The object or its manifest is not there."""
-    return Damaged(f"the object {key} {what}", Damage(key=key, what="missing", found=f"it {what}"), remedy=_REPLACE)
+    return Damaged(f"the object {key} {what}", Damage(object=key, what="missing", found=f"it {what}"), remedy=_REPLACE)
 
 
 def check(manifest: Manifest) -> None:
@@ -118,7 +120,7 @@ async def find_manifest(store: ImageStore, key: str) -> Manifest | None:
         raise bad_manifest(key, f"{error.error_count()} fields are missing or wrong") from None
     if manifest.key != key:
         raise Damaged(f"the manifest beside {key} describes {manifest.key[:500]}",
-                      Damage(key=key, what="manifest", found=f"it describes {manifest.key[:500]}"), remedy=_DAMAGED)
+                      Damage(object=key, what="manifest", found=f"it describes {manifest.key[:500]}"), remedy=_DAMAGED)
     check(manifest)
     return manifest
 
@@ -128,7 +130,7 @@ async def read_manifest(store: ImageStore, key: str) -> Manifest:
     manifest = await find_manifest(store, key)
     if manifest is None:
         raise Damaged(f"the object {key} has no manifest: it was never finished, or is being deleted",
-                      Damage(key=key, what="missing", found="it has no manifest"), remedy="make the image again, or delete it")
+                      Damage(object=key, what="missing", found="it has no manifest"), remedy="make the image again, or delete it")
     return manifest
 
 

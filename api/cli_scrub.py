@@ -61,7 +61,7 @@ async def _store(client: Client, given: str) -> str:
 def findings(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """What was found, a line each."""
     for damage in found["damaged"]:
-        yield {"finding": "damaged", "key": damage["key"], "what": Damage.model_validate(damage).text}
+        yield {"finding": "damaged", "key": damage["object"], "what": Damage.model_validate(damage).text}
     for key in found["missing"]:
         yield {"finding": "missing", "key": key, "what": "the object or its manifest is not in the store"}
     for each in found["unread"]:

@@ -247,7 +247,7 @@ class Engine:
 
     def _quarantine(self, failure: Failure) -> None:
         """An object that was found damaged while it was read is read by nobody else: a job of its own sees to that."""
-        owner = owner_of(failure.damage.key) if failure.damage is not None else None
+        owner = owner_of(failure.damage.object) if failure.damage is not None else None
         if owner is None or failure.damage is None:
             return
         context, job = self.context, self.job

@@ -158,17 +158,17 @@ class ScrubFlow:
     def _scrubbed(self, context: Context, result: Mapping[str, Any]) -> None:
         """What is still true of what was found. Whatever was deleted meanwhile is nobody's damage."""
         state, found, survey = self._state(context), Scrubbed.model_validate(result), context.survey
-        damaged = [damage for damage in found.damaged if survey.there(damage.key) is not None]
+        damaged = [damage for damage in found.damaged if survey.there(damage.object) is not None]
         unknown = [stray for stray in found.unknown if survey.stray(stray.key)]
         context.emit(stream(context.new_id("scrub")), ScrubEnded(
             scrub_id=context.new_id("scrub"), store_id=state.store_id, objects=found.objects, bytes=found.bytes, damaged=damaged,
             unread=found.unread, unknown=unknown, unknown_count=found.unknown_count - len(found.unknown) + len(unknown)))
         for damage in damaged:
-            copy = survey.there(damage.key)
+            copy = survey.there(damage.object)
             if copy is not None:
-                context.out.submissions.append((derive(context.job_id, f"quarantine/{damage.key}"), QuarantineCopy(
+                context.out.submissions.append((derive(context.job_id, f"quarantine/{damage.object}"), QuarantineCopy(
                     kind=copy.thing[0], thing_id=copy.thing[1], damage=damage)))
-        bad = {damage.key for damage in found.damaged} | {each.key for each in found.unread}
+        bad = {damage.object for damage in found.damaged} | {each.key for each in found.unread}
         for target in state.objects:
             copy = survey.there(target.key)
             if copy is not None and copy.quarantined and target.key not in bad:
@@ -181,7 +181,7 @@ class ScrubFlow:
         assert state.ended is not None
         context.unclaim(_one_at_a_time(state.store_id), str(context.job_id), context.job_id)
         ended = state.ended
-        missing = [damage.key for damage in ended.damaged if damage.what == "missing"]
+        missing = [damage.object for damage in ended.damaged if damage.what == "missing"]
         damaged = [damage.model_dump(mode="json") for damage in ended.damaged if damage.what != "missing"]
         return result_of("scrub", context.new_id("scrub"), store=str(state.store_id), objects=ended.objects, of=state.of,
                          bytes=ended.bytes, damaged=damaged, missing=missing,
@@ -233,7 +233,7 @@ class QuarantineFlow(_OfOneThing):
         """Its damage, unless it is known."""
         command = context.command
         assert isinstance(command, QuarantineCopy)
-        state = self.copy(context, command.kind, command.thing_id, command.damage.key)
+        state = self.copy(context, command.kind, command.thing_id, command.damage.object)
         if state is None or state.damage == command.damage:
             return
         name = f"{command.kind}-{command.thing_id}"

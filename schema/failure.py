@@ -28,8 +28,8 @@ class Damage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    key: str
-    """The object; a damaged manifest is named by the object beside which it lies."""
+    object: str
+    """Its key; a damaged manifest is named by the object beside which it lies."""
     what: str
     """part, size, missing (the object or its manifest is not there) or manifest."""
     part: int = 0
@@ -54,14 +54,14 @@ class Damage(BaseModel):
             case "part":
                 more = f", {self.bad} parts are bad in all" if self.bad > 1 else ""
                 end = self.offset + self.length - 1
-                return (f"part {self.part} of {self.parts} (bytes {self.offset} to {end}) of the object {self.key} "
+                return (f"part {self.part} of {self.parts} (bytes {self.offset} to {end}) of the object {self.object} "
                         f"has the SHA-256 {self.found}, not {self.expected}{more}")
             case "size":
-                return f"the object {self.key} has {self.found} bytes, not {self.expected}"
+                return f"the object {self.object} has {self.found} bytes, not {self.expected}"
             case "missing":
-                return f"the object {self.key} is not whole in the store: {self.found}"
+                return f"the object {self.object} is not whole in the store: {self.found}"
             case _:
-                return f"the manifest of the object {self.key} is not what was written: {self.found}"
+                return f"the manifest of the object {self.object} is not what was written: {self.found}"
 
 
 class Failure(BaseModel):

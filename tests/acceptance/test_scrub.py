@@ -123,7 +123,7 @@ async def test_a_flipped_byte_is_found_refused_and_when_repaired_forgiven(target
     status, found, said = await target.scrub("--share", "1.0")
     (damage,) = found["damaged"]
     assert status == 1, said
-    assert (damage["key"], damage["part"], damage["offset"]) == (key, 2, manifest["part_size"])
+    assert (damage["object"], damage["part"], damage["offset"]) == (key, 2, manifest["part_size"])
     assert damage["expected"] == manifest["parts"][1] != damage["found"]
     assert found["unknown"] == [{"key": stray, "size": 1}] and target.get(stray) == b"?", "reported, not deleted"
     listed = await target.until(one, "Quarantined")

@@ -69,7 +69,7 @@ class ScrubContract:
         found.append(restored.value.damage)
         scrubbed = await scrub(order(), store, no_progress)
         found += scrubbed.damaged
-        assert [(each.key, each.part, each.parts, each.offset, each.expected) for each in found] == [
+        assert [(each.object, each.part, each.parts, each.offset, each.expected) for each in found] == [
             (key, 2, 3, manifest.part_size, manifest.parts[1])] * 3
         assert [stray.key for stray in scrubbed.unknown] == [key] and scrubbed.unknown_count == 1, "its manifest is no other"
         await store.put(key, body)

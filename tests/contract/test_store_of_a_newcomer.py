@@ -44,7 +44,7 @@ class TestNewcomer(ImageStoreContract):
     def test_it_is_announced(self) -> None:
         announced = {provider.name: provider for provider in registry.providers()}
         assert announced["newcomer"].scope == "REGION"
-        assert set(announced["newcomer"].settings["properties"]) == {"secretkey"}
+        assert set(announced["newcomer"].settings["properties"]) == {"secretkey", "maxbytespersecond"}
 
 
 def test_every_store_of_ours_is_in_the_contract_suite() -> None:

@@ -172,7 +172,8 @@ class Cluster:
         finally:
             await connection.close()
         wanted = keys | {f"{key}.manifest.json" for key in keys}
-        assert await asyncio.to_thread(self.objects) == wanted
+        there = await asyncio.to_thread(self.objects)
+        assert there == wanted, f"in the store and not in the tables: {there - wanted}; the other way round: {wanted - there}"
         assert {path.name for path in (self.base / "primary").iterdir()} == names
 
     def objects(self) -> set[str]:

@@ -105,7 +105,7 @@ class Scene:
 
 
 def bad(key: str, part: int = 2) -> Damage:
-    return Damage(key=key, what="part", part=part, parts=3, bad=1, offset=(part - 1) * 100, length=100, expected="aa", found="bb")
+    return Damage(object=key, what="part", part=part, parts=3, bad=1, offset=(part - 1) * 100, length=100, expected="aa", found="bb")
 
 
 async def test_a_damaged_object_is_quarantined_named_and_refused_until_it_is_repaired() -> None:
@@ -179,7 +179,7 @@ async def test_what_was_deleted_meanwhile_is_nobodys_damage() -> None:
     order = await scene.open(ScrubObjects)
     await scene.cloud.send(DeleteSnapshot(id=one))
     await scene.cloud.complete(await scene.open(DeleteImages))
-    await scene.found(order, Damage(key=key, what="missing"), unknown=[{"key": "inst/x", "size": 1}], unknown_count=1)
+    await scene.found(order, Damage(object=key, what="missing"), unknown=[{"key": "inst/x", "size": 1}], unknown_count=1)
     await scene.cloud.settle()
     result = await scene.result(job)
     assert (result["missing"], result["damaged"]) == ([], [])

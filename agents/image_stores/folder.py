@@ -27,6 +27,7 @@ from agents.image_stores.details import read_details
 from agents.image_stores.folder_disk import Disk
 from agents.image_stores.folder_upload import SUFFIX, FolderUpload, check_names, mark_of, object_of, split_key
 from agents.image_stores.probe import probe
+from agents.image_stores.trouble import at
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
 
@@ -56,8 +57,8 @@ class FolderImageStore:
     CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload", "free_room"})
     Settings: ClassVar[type[BaseModel]] = FolderSettings
 
-    def __init__(self, root: Path, disk: Disk) -> None:
-        self.root, self.disk = root, disk
+    def __init__(self, root: Path, disk: Disk, name: str = "") -> None:
+        self.root, self.disk, self.name = root, disk, name
 
     @classmethod
     async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
@@ -70,7 +71,7 @@ class FolderImageStore:
         path = Path(settings.path or unquote(url.path))
         if not path.is_absolute() or ".." in path.parts or path == Path("/"):
             raise Refused("not the absolute path of a directory", field=field, remedy="use folder:///path")
-        store = cls(path, Disk())
+        store = cls(path, Disk(), spec.name)
         if not await asyncio.to_thread(path.is_dir):
             raise Refused(f"{path} is not a directory on this agent's host", field=field,
                           remedy="create it and mount the file system there")
@@ -104,7 +105,7 @@ class FolderImageStore:
                         self.disk.held(self.disk.open(name, os.O_RDONLY | os.O_NOFOLLOW, folder)) as handle:
                     return self.disk.read_all(handle, length, offset)
             except FileNotFoundError:
-                raise WorkFailed(f"read {key}: the object is absent",
+                raise WorkFailed(f"{at(f'read {key}', self.name)}: the object is absent",
                                  remedy="it was deleted or never written") from None
 
         return await self.run(f"read {key}", get)
@@ -313,7 +314,7 @@ class FolderImageStore:
         except OSError as error:
             if absent and isinstance(error, FileNotFoundError):
                 raise
-            raise explain(error, action, changes=changes) from error
+            raise explain(error, at(action, self.name), changes=changes) from error
 
 
 async def _drop(uploads: Sequence[FolderUpload]) -> None:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
+from agents.image_stores.trouble import at
 from schema.failure import Unknown, WorkFailed, WorkRetryable
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class FolderUpload:
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._torn: set[int] = set()
+        """Parts whose writing began and did not end well: what lies in their place is no part, and no hole either."""
         self._asked = self._broken = False
         self._log: int | None = None
         """The record's handle."""
@@ -112,7 +115,7 @@ class FolderUpload:
         """The handle, which stays open as long as somebody uses it. A file whose sync failed is not used again."""
         if self._handle is None or self._broken:
             why = "a write failed before" if self._broken else "it was ended"
-            raise WorkFailed(f"the upload of {self._key} cannot go on: {why}", remedy="begin again")
+            raise WorkFailed(f"{at(f'the upload of {self._key}', self._store.name)} cannot go on: {why}", remedy="begin again")
         self._busy += 1
         self._idle.clear()
         try:
@@ -144,14 +147,16 @@ class FolderUpload:
                 raise
             self._disk.forget(handle, offset, len(view))
             if self._disk.read_all(handle, len(view), offset) != view:
-                raise WorkRetryable(f"write part {number} of {self._key}: it was read back changed",
+                raise WorkRetryable(f"{at(f'write part {number} of {self._key}', self._store.name)}: it was read back changed",
                                     remedy="check the disk and the memory of this agent's host")
             info = PartInfo(size=len(view), etag=sha256 or hashlib.sha256(view).hexdigest())
             self._note(json.dumps({"part": number, "size": info.size, "sha256": info.etag}))
             return info
 
+        self._torn.add(number)
         with self._using() as handle:
             self._recorded[number] = info = await self._store.run(f"write part {number} of {self._key}", lambda: write(handle))
+        self._torn.discard(number)
         self._end = max(self._end, offset + len(view))
         return info
 
@@ -161,6 +166,9 @@ class FolderUpload:
             return self._done
         if not self._end <= size:
             raise WorkFailed(f"the parts of {self._key} end at byte {self._end}, after its size of {size}")
+        if self._torn and not self._broken:
+            raise WorkFailed(f"{at(f'complete {self._key}', self._store.name)}: part {min(self._torn)} was not written whole",
+                             remedy="write it again, then complete")
         path, name = split_key(self._key)
 
         def publish(handle: int) -> ObjectInfo:
@@ -185,7 +193,8 @@ class FolderUpload:
             except Unknown as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     self._asked = False  # nothing that is visible is ours
-                    raise WorkFailed(f"the upload of {self._key} was ended by another", remedy="begin again") from None
+                    raise WorkFailed(f"{at(f'the upload of {self._key}', self._store.name)} was ended by another",
+                                     remedy="begin again") from None
                 raise
         self._done = info
         await self._release()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from agents.image_stores.base import Bytes, Limits, ObjectInfo, PartInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
+from agents.image_stores.trouble import at
 from schema.failure import Refused, WorkFailed
 from schema.image import StoreSpec
 
@@ -65,7 +66,7 @@ class MemoryUpload:
     def _parts(self) -> dict[int, bytes]:
         found = self._store._bucket.uploads.get(self._id)
         if found is None:
-            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+            raise WorkFailed(f"{at(f'the upload of {self._key}', self._store.name)} was ended", remedy="begin again")
         return found[1]
 
     async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo:
@@ -124,8 +125,8 @@ class MemoryImageStore:
     CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = MemorySettings
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
+    def __init__(self, bucket: Bucket, name: str = "") -> None:
+        self._bucket, self.name = bucket, name
 
     @classmethod
     async def open(cls, spec: StoreSpec, secrets: Mapping[str, str]) -> Self:
@@ -135,7 +136,7 @@ class MemoryImageStore:
         given = settings.secretkey.get_secret_value() if settings.secretkey else ""
         if found.secret and given != found.secret:
             raise Refused("the store does not take this secret", field="details.secretkey", remedy="give the right one")
-        return cls(found)
+        return cls(found, spec.name)
 
     @property
     def limits(self) -> Limits:
@@ -157,7 +158,7 @@ class MemoryImageStore:
         await self._called("read", key)
         body = self._bucket.objects.get(key)
         if body is None:
-            raise WorkFailed(f"the object {key} is absent", remedy="it was deleted or never written")
+            raise WorkFailed(f"{at(f'read {key}', self.name)}: the object is absent", remedy="it was deleted or never written")
         return body[offset : offset + length]
 
     async def put(self, key: str, body: bytes) -> None:

@@ -102,12 +102,12 @@ class NfsImageStore(FolderImageStore):
             path = Path(settings.mountpoint)
             if not path.is_absolute() or ".." in path.parts or path == Path("/"):
                 raise Refused("not the absolute path of a directory", field="details.mountpoint", remedy="use /mnt/images")
-            return cls(path, Disk())
+            return cls(path, Disk(), spec.name)
         place = find(await _mounted(), url.hostname, export)
         if place is None:
             raise WorkRetryable(f"{url.hostname}:{export} is not mounted on this agent's host", field="url",
                                 remedy=f"mount -t nfs {url.hostname}:{export} /mnt/images, or say by mountpoint where it is")
-        return cls(place, Disk())
+        return cls(place, Disk(), spec.name)
 
     async def test(self, prefix: str) -> Sequence[str]:
         """What is mounted there, then a directory's steps."""

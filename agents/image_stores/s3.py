@@ -35,7 +35,7 @@ from agents.image_stores.s3_errors import understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
 from agents.image_stores.security import ahead
-from agents.image_stores.trouble import Damaged, Trouble
+from agents.image_stores.trouble import Damaged, Trouble, at
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 
@@ -66,6 +66,8 @@ class S3ImageStore:
     Settings: ClassVar[type[BaseModel]] = S3Settings
     page_size = 1000
     """Keys asked for in one page of a listing."""
+    name = ""
+    """The operator's name for this store, for error texts."""
 
     def __init__(self, settings: S3Settings, place: Place, client: Any, stack: AsyncExitStack) -> None:
         self.settings, self.place, self.client = settings, place, client
@@ -90,6 +92,7 @@ class S3ImageStore:
             client.meta.events.register_last("before-call.s3", functools.partial(
                 _before_call, silence_s=settings.sockettimeout / 1000))
             store = cls(settings, place, client, stack)
+            store.name = spec.name
             await store._reach()
             store._stack = stack.pop_all()
             return store
@@ -128,7 +131,7 @@ class S3ImageStore:
                 return None
             log.debug("HEAD refused, listing answered with %d keys", listed.get("KeyCount", 0))
             raise Trouble(code="AccessDenied", field="details.accesskey", cause="the account may not read the object",
-                          remedy="allow it to get objects").failure(f"look at {key}") from None
+                          remedy="allow it to get objects").failure(at(f"look at {key}", self.name)) from None
         return ObjectInfo(key=key, size=int(found["ContentLength"]))
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
@@ -232,13 +235,14 @@ class S3ImageStore:
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):  # some stores list folders
                     yield ObjectInfo(key=entry["Key"], size=int(entry["Size"]))
-            following = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
-            if not following:
+            if not page.get("IsTruncated"):
                 return
-            if following == token:
+            following = {"ContinuationToken": page.get("NextContinuationToken", "")}
+            if following == token or not following["ContinuationToken"]:  # there is more, and no way to it
                 break
             token = following
-        raise WorkFailed(f"list {prefix}: the store's pages never end", field="url", remedy="look into the store's log")
+        raise WorkFailed(f"{at(f'list {prefix}', self.name)}: the store's pages never end", field="url",
+                         remedy="look into the store's log")
 
     async def unfinished(self, prefix: str) -> Sequence[str]:
         """From the bucket's list of multipart uploads."""
@@ -322,7 +326,7 @@ class S3ImageStore:
                 if trouble is None:
                     raise
                 if not trouble.passes or attempt == self.settings.maxerrorretry:
-                    raise trouble.failure(action, changes=changes) from None
+                    raise trouble.failure(at(action, self.name), changes=changes) from None
                 log.info("%s: %s (%s), attempt %d of %d", action, trouble.cause, trouble.code, attempt + 1,
                          self.settings.maxerrorretry + 1)
             # Full jitter: many parts that were told to slow down at once do not come back at once.

@@ -22,6 +22,7 @@ from agents.image_stores.trouble import Damaged, Trouble
 
 _SKEW = ("details.endpoint", "the clocks of this host and of the store differ by more than S3 allows", NTP)
 _KEY = ("details.accesskey", "the store does not know this access key", "give the key of an existing account")
+_EXPIRED = ("details.accesskey", "the store takes these credentials no more", "give the account's current keys")
 _SECRET = ("details.secretkey", "the secret key does not belong to the access key",
            "give the account's current secret key")
 _BUCKET = ("details.bucket", "the bucket does not exist", "create it, or correct the name")
@@ -35,6 +36,9 @@ _DEFINITE: dict[str, tuple[str, str, str]] = {
     "InvalidBucketName": ("details.bucket", "S3 does not allow this bucket name", "correct the name"),
     "InvalidAccessKeyId": _KEY,
     "InvalidToken": _KEY,
+    "ExpiredToken": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "Unauthorized": _EXPIRED,
     "SignatureDoesNotMatch": _SECRET,
     "AccessDenied": _DENIED,
     "AllAccessDisabled": _DENIED,
@@ -92,6 +96,8 @@ def _answered(response: Mapping[str, Any]) -> Trouble:
             if skew is not None and abs(skew) > SKEW_S:
                 cause = f"{cause}: the store's is {skew_words(skew)}"
         return Trouble(code=code, field=field, cause=cause, remedy=remedy)
+    if status == 401:
+        return Trouble(code=code, field=_EXPIRED[0], cause=_EXPIRED[1], remedy=_EXPIRED[2])
     if status == 507:
         return Trouble(code=code, field=_FULL[0], cause=_FULL[1], remedy=_FULL[2])
     if code in _PASSING:

@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 
 from agents import stall
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
-from agents.image_stores.trouble import Damaged
-from schema.failure import Unknown, WorkFailed, WorkRetryable
+from agents.image_stores.trouble import Damaged, at, unconfirmed
+from schema.failure import Failed, Unknown, WorkFailed, WorkRetryable
 
 if TYPE_CHECKING:
     from agents.image_stores.s3 import S3ImageStore
@@ -131,28 +131,34 @@ class S3Upload:
         if self._ended:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
         self._check(size)
-        action = f"complete {self._key}"
+        action = at(f"complete {self._key}", self._store.name)
         self._asked = True
         try:
             if self._parts:
                 listed = [{"PartNumber": number, **known} for number, (known, _) in sorted(self._parts.items())]
                 # NoSuchUpload may be the answer to a repeated request whose first answer was lost: the look decides.
-                await self._store.ask(action, lambda: self._store.client.complete_multipart_upload(
+                await self._store.ask(f"complete {self._key}", lambda: self._store.client.complete_multipart_upload(
                     Bucket=self._store.bucket, Key=self._key, UploadId=self._id, MultipartUpload={"Parts": listed}),
                     changes=True, absent=("NoSuchUpload",))
             else:  # S3 has no multipart upload without parts
                 await self._store.put(self._key, b"")
                 await self._store.abort_upload(self._key, self._id)
         except Unknown:
-            info = await self._store.stat(self._key)
+            info = await self._look(action)
             if info is None or info.size != size:
                 raise
-        info = await self._store.stat(self._key)
+        info = await self._look(action)
         if info is None or info.size != size:
             found = "it is absent" if info is None else f"it has {info.size} bytes"
             raise WorkFailed(f"{action}: {found} and should have {size}", remedy="begin again")
         self._done = info
         return info
+
+    async def _look(self, action: str) -> ObjectInfo | None:
+        try:
+            return await self._store.stat(self._key)
+        except Failed as error:  # definite about the look, not about the object
+            raise unconfirmed(action, error) from None
 
     def _check(self, size: int) -> None:
         count = len(self._parts)

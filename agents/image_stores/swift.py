@@ -28,7 +28,7 @@ from agents.image_stores.security import ahead
 from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
 from agents.image_stores.swift_settings import SwiftSettings, find_account
 from agents.image_stores.swift_upload import BEGUN, FOLDER, MADE_BY, PART_SIZE, SwiftUpload, put_bytes, segments_of
-from agents.image_stores.trouble import Damaged
+from agents.image_stores.trouble import Damaged, at
 from schema.failure import Failed, Refused, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
 
@@ -75,7 +75,7 @@ class SwiftImageStore:
         """
         settings = read_details(SwiftSettings, spec, secrets)
         account = await asyncio.to_thread(find_account, spec, settings)  # looks for the file of authorities
-        client = SwiftClient(settings, account)
+        client = SwiftClient(settings, account, spec.name)
         try:
             return cls(settings, client, await _capabilities(client))
         except BaseException as error:
@@ -137,12 +137,13 @@ class SwiftImageStore:
         except ClientException as error:
             if status_of(error) == 404:
                 await self._need_container()
-                raise WorkFailed(f"read {key}: the object is absent", remedy="it was deleted or never written") from None
+                raise WorkFailed(f"{at(f'read {key}', self.client.name)}: the object is absent",
+                                 remedy="it was deleted or never written") from None
             if status_of(error) == 409:
-                raise _broken(key) from None
+                raise _broken(key, self.client.name) from None
         except WorkRetryable:  # a segment that is missing a few bytes further on is answered with 500, or cut off
             if not await self._has_all(self.container, key, offset + len(got), end):
-                raise _broken(key) from None
+                raise _broken(key, self.client.name) from None
             raise
         return bytes(got)  # nothing when all of it lies past the end
 
@@ -151,7 +152,10 @@ class SwiftImageStore:
         def get(line: Line, grant: Grant) -> Any:
             headers, body = swift.get_object(grant.url, grant.token, container, name, query_string="multipart-manifest=get",
                                              http_conn=line.http)
-            return json.loads(body) if headers.get("x-static-large-object") else []
+            try:
+                return json.loads(body) if headers.get("x-static-large-object") else []
+            except ValueError:
+                raise Damaged("the manifest is not whole") from None
 
         at = 0
         for entry in await self.client.ask(f"look at the segments of {name}", get, absent=(404,)) or []:
@@ -228,8 +232,11 @@ class SwiftImageStore:
         marker = ""
         for _ in range(MAX_PAGES):
             def page(line: Line, grant: Grant, after: str = marker) -> Any:
-                return swift.get_container(grant.url, grant.token, container, prefix=start, marker=after, limit=self.page_size,
-                                           http_conn=line.http)[1]
+                try:
+                    return swift.get_container(grant.url, grant.token, container, prefix=start, marker=after,
+                                               limit=self.page_size, http_conn=line.http)[1]
+                except ValueError:
+                    raise Damaged("a page of the listing is not whole") from None
 
             entries = await self.client.ask(f"list {start}", page)
             for entry in entries:
@@ -244,7 +251,8 @@ class SwiftImageStore:
             if following <= marker:
                 break
             marker = following
-        raise WorkFailed(f"list {start}: the store's pages never end", field="url", remedy="look into the store's log")
+        raise WorkFailed(f"{at(f'list {start}', self.client.name)}: the store's pages never end", field="url",
+                         remedy="look into the store's log")
 
     # --- segments -----------------------------------------------------------------------------------------------------
 
@@ -427,9 +435,9 @@ async def _capabilities(client: SwiftClient) -> Mapping[str, Any]:
     return info or USUAL
 
 
-def _broken(key: str) -> WorkFailed:
-    return WorkFailed(f"read {key}: a segment of the object is missing or was changed", field="details.segmentcontainer",
-                      remedy="use another copy of the image")
+def _broken(key: str, name: str) -> WorkFailed:
+    return WorkFailed(f"{at(f'read {key}', name)}: a segment of the object is missing or was changed",
+                      field="details.segmentcontainer", remedy="use another copy of the image")
 
 
 async def _each(items: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:

@@ -33,7 +33,7 @@ from agents import stall
 from agents.image_stores.base import Bytes
 from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
-from agents.image_stores.trouble import Damaged, Trouble
+from agents.image_stores.trouble import Damaged, Trouble, at
 from agents.uninterrupted import to_the_end
 
 log = logging.getLogger(__name__)
@@ -182,8 +182,10 @@ def _pool(kind: type[HTTPConnectionPool], line: Line) -> type[HTTPConnectionPool
 class SwiftClient:
     """An account: its token, its connections."""
 
-    def __init__(self, settings: SwiftSettings, account: Account) -> None:
+    def __init__(self, settings: SwiftSettings, account: Account, name: str = "") -> None:
         self.settings, self.account = settings, account
+        self.name = name
+        """The operator's name for the store, for error texts."""
         self._threads = ThreadPoolExecutor(POOL, thread_name_prefix="swift")
         self._slots = asyncio.Semaphore(POOL)
         self._idle: list[tuple[str, Line]] = []
@@ -230,7 +232,7 @@ class SwiftClient:
                 if trouble is None:
                     raise
                 if not trouble.passes or attempt == self.settings.maxerrorretry:
-                    raise trouble.failure(action, changes=changes) from None
+                    raise trouble.failure(at(action, self.name), changes=changes) from None
                 attempt += 1
                 log.info("%s: %s (%s), attempt %d of %d", action, trouble.cause, trouble.code, attempt,
                          self.settings.maxerrorretry + 1)

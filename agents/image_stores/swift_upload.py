@@ -18,7 +18,7 @@ from swiftclient.exceptions import ClientException
 
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
 from agents.image_stores.swift_client import Grant, Line
-from agents.image_stores.trouble import Damaged
+from agents.image_stores.trouble import Damaged, at, unconfirmed
 from schema.failure import Failed, Unknown, WorkFailed
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class SwiftUpload:
         self._check(size)
         action = f"complete {self._key}"
         if not await self._store.has_segment(self._base + BEGUN):
-            raise WorkFailed(f"{action}: the upload was ended by another writer", remedy="begin again")
+            raise WorkFailed(f"{at(action, self._store.client.name)}: the upload was ended by another writer",
+                             remedy="begin again")
         entries = [self._entry(f"{number:06}", *self._parts[number]) for number in sorted(self._parts)]
         named, most = list(entries), self._store.most_entries
         if len(entries) > most:
@@ -113,7 +114,8 @@ class SwiftUpload:
             if not await self._visible(size):
                 raise
         if not await self._visible(size):
-            raise WorkFailed(f"{action}: the object is absent, or another writer's, or not of {size} bytes", remedy="begin again")
+            raise WorkFailed(f"{at(action, self._store.client.name)}: the object is absent, or another writer's, or not of "
+                             f"{size} bytes", remedy="begin again")
         self._done = ObjectInfo(key=self._key, size=size)
         try:
             used = {entry["path"].rpartition("/")[2] for entry in named}
@@ -149,13 +151,16 @@ class SwiftUpload:
         try:
             await self._store.client.ask(action, put, changes=container == self._store.container, plain=(400,))
         except ClientException:
-            raise WorkFailed(f"{action}: the store does not find all segments as they were sent",
+            raise WorkFailed(f"{at(action, self._store.client.name)}: the store does not find all segments as they were sent",
                              field="details.segmentcontainer",
                              remedy="begin again; see that nothing else deletes in the container of segments") from None
         return etag
 
     async def _visible(self, size: int) -> bool:
-        seen = await self._store.look(self._key)
+        try:
+            seen = await self._store.look(self._key)
+        except Failed as error:  # definite about the look, not about the object
+            raise unconfirmed(at(f"complete {self._key}", self._store.client.name), error) from None
         return seen is not None and seen.get(MADE_BY) == self._id and int(seen["content-length"]) == size
 
     def _check(self, size: int) -> None:

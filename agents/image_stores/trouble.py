@@ -38,5 +38,16 @@ class Trouble:
         return Refused(f"{action}: {self.cause}", field=self.field, remedy=self.remedy)
 
 
+def at(action: str, name: str) -> str:
+    """An action as an error tells it: with the store that it was done in, by the operator's name for it."""
+    return f"{action} in the image store {name}" if name else action
+
+
+def unconfirmed(action: str, error: Failed) -> Unknown:
+    """`action` may be done, and the look that would have shown it failed with `error`."""
+    return Unknown(f"{action}: {error.failure.cause}; whether it took effect is not known", field=error.failure.field,
+                   remedy=error.failure.remedy)
+
+
 class Damaged(Exception):
     """An answer came, but not the bytes that it should hold, or an ETag of other bytes."""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -231,6 +232,21 @@ async def test_a_store_that_checks_no_sha256_is_given_md5(store: S3ImageStore, k
     assert [each["ContentMD5"] for each in sent if "ContentMD5" in each] == [base64.b64encode(hashlib.md5(b"right").digest()).decode()] * 2
     assert len(sent) == 2 + (deaf == "takes a wrong sum"), "asked once"
     assert await store.uploads(key) == []
+
+
+async def test_a_listing_with_more_to_come_and_no_way_to_it_is_an_error(store: S3ImageStore, proxy: S3Proxy, key: str) -> None:
+    for number in range(3):
+        await store.put(f"{key}-{number}", b"x")
+    store.page_size = 2
+
+    def forgetful(head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        return head, re.sub(rb"<NextContinuationToken>.*?</NextContinuationToken>", b"", body)
+
+    proxy.alter(1000, forgetful, match=lambda seen: "list-type=2" in seen.target)
+    with pytest.raises(WorkFailed, match="never end"):
+        await keys(store, key.rsplit("/", 1)[0])
+    proxy.heal()
+    assert len(await keys(store, key.rsplit("/", 1)[0])) == 3
 
 
 async def test_a_slow_store_is_waited_for(store: S3ImageStore, proxy: S3Proxy, key: str) -> None:

@@ -12,6 +12,7 @@ streamed in small pieces.
         proxy.reset(1, after=100_000) # cut the next request's connection after so many body bytes upwards
         proxy.cut_answers(1, after=0) # pass the next request whole, cut its answer's body after so many bytes
         proxy.lie(1)                  # pass the next request whole, answer it with a wrong ETag
+        proxy.alter(1, change)        # pass the next request whole, its answer (head and body) as `change` makes it
         proxy.drop()                  # cut all connections now
         proxy.clock_ahead_s = 3600    # the Date of answers, as if the server's clock were wrong
         proxy.requests, proxy.bytes_up, proxy.bytes_down, proxy.last_byte_at
@@ -59,6 +60,7 @@ class _Fault:
     match: Callable[[Seen], bool] = field(default=lambda _: True)
     status: int = 503
     code: str = "SlowDown"
+    change: Callable[[bytes, bytes], tuple[bytes, bytes]] = field(default=lambda head, body: (head, body))
 
 
 class _Cut(Exception):
@@ -85,6 +87,8 @@ class S3Proxy:
         """Connections cut on purpose."""
         self.failed = 0
         """Requests answered with an error of ours."""
+        self.altered = 0
+        """Answers that were changed on the way."""
         self.clock_ahead_s = 0
         self._faults: list[_Fault] = []
         self._open = asyncio.Event()
@@ -130,6 +134,11 @@ class S3Proxy:
         """Let nothing pass, keep connections open."""
         self._open.clear()
 
+    @property
+    def passes(self) -> bool:
+        """Whether anything passes."""
+        return self._open.is_set()
+
     def resume(self) -> None:
         """Let everything pass again."""
         self._open.set()
@@ -152,6 +161,12 @@ class S3Proxy:
         """Pass the next `count` matching requests whole, and give another ETag than the server's."""
         self._faults.append(_Fault("lie", count, 0, match))
 
+    def alter(self, count: int, change: Callable[[bytes, bytes], tuple[bytes, bytes]], *,
+              match: Callable[[Seen], bool] = lambda _: True) -> None:
+        """Pass the next `count` matching requests whole; their answers' heads and bodies are what `change` makes of them.
+        The length and the framing are put right again. For small answers: they are held whole."""
+        self._faults.append(_Fault("alter", count, 0, match, change=change))
+
     def heal(self) -> None:
         """Forget waiting faults, the limit and the pause."""
         self._faults.clear()
@@ -166,7 +181,7 @@ class S3Proxy:
     def clear(self) -> None:
         """Counters to zero."""
         self.requests.clear()
-        self.bytes_up = self.bytes_down = self.cuts = self.failed = 0
+        self.bytes_up = self.bytes_down = self.cuts = self.failed = self.altered = 0
 
     # --- one connection -----------------------------------------------------------------------------------------
 
@@ -221,6 +236,9 @@ class S3Proxy:
             answer = _redated(answer, self.clock_ahead_s)
         if fault is not None and fault.kind == "lie":
             answer = _ETAG.sub(rb'\1"00000000000000000000000000000000"', answer)
+        if fault is not None and fault.kind == "alter":
+            await self._alter(server, writer, answer, answered, fault, empty=method == "HEAD" or code in (204, 304))
+            return False
         cut = fault.after if fault is not None and fault.kind == "answer" else None
         if cut == 0:
             self._cut()
@@ -249,6 +267,21 @@ class S3Proxy:
         body = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>a test</Message></Error>".encode()
         writer.write(f"HTTP/1.1 {fault.status} Made\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
                      "Connection: close\r\n\r\n".encode() + (b"" if head_only else body))
+        await writer.drain()
+        writer.write_eof()
+        await asyncio.sleep(0.05)  # let the client read it before the connection is torn down
+
+    async def _alter(self, server: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, headers: dict[str, str],
+                     fault: _Fault, *, empty: bool) -> None:
+        body = b"" if empty else await _whole(server, headers)
+        changed, content = fault.change(head, body)
+        if not empty:
+            lines = [line for line in changed.removesuffix(b"\r\n\r\n").split(b"\r\n")
+                     if not line.lower().startswith((b"content-length:", b"transfer-encoding:", b"connection:"))]
+            lines += [b"Content-Length: %d" % len(content), b"Connection: close"]
+            changed = b"\r\n".join(lines) + b"\r\n\r\n"
+        self.altered += 1
+        writer.write(changed + content)
         await writer.drain()
         writer.write_eof()
         await asyncio.sleep(0.05)  # let the client read it before the connection is torn down
@@ -294,6 +327,18 @@ class S3Proxy:
         now = time.monotonic()
         self._due = max(self._due, now) + count / self.rate
         await asyncio.sleep(self._due - now)
+
+
+async def _whole(source: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """A body, without its framing."""
+    if "chunked" not in headers.get("transfer-encoding", ""):
+        return await source.readexactly(int(headers.get("content-length", "0")))
+    pieces: list[bytes] = []
+    while size := int((await source.readuntil(b"\r\n")).split(b";")[0], 16):
+        pieces.append(await source.readexactly(size))
+        await source.readexactly(2)
+    await source.readuntil(b"\r\n")
+    return b"".join(pieces)
 
 
 def _redated(head: bytes, ahead_s: int) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -13,59 +12,11 @@ from uuid import uuid4
 import pytest
 
 from agents.image_stores.folder import SENTINEL, FolderImageStore
-from agents.image_stores.folder_disk import Disk
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
+from tests.support.broken_disk import BrokenDisk
 
 PART = 64 << 10
-
-
-class BrokenDisk(Disk):
-    """Raises `error` at the call named `at`, once `skip` such calls went well; notes the order of calls."""
-
-    def __init__(self) -> None:
-        self.at, self.error, self.skip = "", 0, 0
-        self.calls: list[str] = []
-        self.main = threading.get_ident()
-
-    def breaks(self, at: str, error: int, skip: int = 0) -> None:
-        self.at, self.error, self.skip = at, error, skip
-
-    def _called(self, name: str) -> None:
-        assert threading.get_ident() != self.main, "file I/O on the event loop"
-        self.calls.append(name)
-        if name == self.at:
-            self.skip -= 1
-            if self.skip < 0:
-                raise OSError(self.error, os.strerror(self.error))
-
-    def pwrite(self, handle: int, data: memoryview, offset: int) -> int:
-        self._called("pwrite")
-        return super().pwrite(handle, data[: 10_000], offset)  # short writes are normal
-
-    def pread(self, handle: int, length: int, offset: int) -> bytes:
-        self._called("pread")
-        return super().pread(handle, min(length, 10_000), offset)
-
-    def fdatasync(self, handle: int) -> None:
-        self._called("fdatasync")
-        super().fdatasync(handle)
-
-    def fsync(self, handle: int) -> None:
-        self._called("fsync")
-        super().fsync(handle)
-
-    def replace(self, old: str, new: str, directory: int) -> None:
-        self._called("replace")
-        super().replace(old, new, directory)
-
-    def open(self, name: str, flags: int, directory: int | None = None) -> int:
-        self._called("create" if flags & os.O_EXCL else "open")
-        return super().open(name, flags, directory)
-
-    def unlink(self, name: str, directory: int) -> None:
-        self._called("unlink")
-        super().unlink(name, directory)
 
 
 def spec(path: Path) -> StoreSpec:

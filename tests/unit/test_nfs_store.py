@@ -95,7 +95,7 @@ async def test_a_stale_handle_is_taken_anew_and_not_for_ever(store: NfsImageStor
     found = await store.stat("p/object")
     assert found is not None and found.size == 5
     store.disk = Bad(errno.ESTALE, 3)
-    with pytest.raises(WorkRetryable, match="look at p/object: stale file handle"):
+    with pytest.raises(WorkRetryable, match="look at p/object in the image store n: stale file handle"):
         await store.stat("p/object")
     store.disk = Bad(errno.ESTALE, 2)
     await store.delete("p/object")

@@ -168,7 +168,7 @@ async def test_bad_shares_and_stores_are_refused(target: Target) -> None:
         await target.up.call("scrubImageStore", id=str(uuid4()))
 
 
-@pytest.mark.skipif(not int(os.environ.get("STOREBUS_SOAK_N", "0")), reason="takes more than a minute: make soak runs it")
+@pytest.mark.skipif(not int(os.environ.get("STOREBUS_SOAK_N", "0")), reason="takes more than a minute, make soak runs it (optional)")
 async def test_a_store_is_scrubbed_by_itself_and_a_restart_moves_nothing(qemu_tools: None, tmp_path: Path) -> None:
     up = Up(environment={"STOREBUS_SCRUB_EVERY": "60s", "STOREBUS_SCRUB_SHARE": "100%"})
     try:

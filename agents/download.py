@@ -288,6 +288,9 @@ class Download:
             with contextlib.suppress(Failed):
                 await leave_nothing(self.store, await begin, self.order.key)
             raise
+        except Failed:  # its answer may be what got lost
+            await leave_nothing(self.store, None, self.order.key)
+            raise
 
     async def _stream(self, answer: aiohttp.ClientResponse, upload: Upload, size: int,
                       checksum: tuple[str, str] | None) -> tuple[str, str, int]:

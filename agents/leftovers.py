@@ -1,6 +1,13 @@
-"""What an order that was cancelled and then interrupted by a crash may have left, as the order that removes it. Pure."""
+"""What work may leave behind: the order that removes what an interrupted one left, and the word of what could not be removed.
+
+Owns that word, of each piece of work by itself, wherever below it the cleaning happens. Refuses to remove anything.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from schema.agent import CreateDisk, DeleteDisk, DeleteImages, DropSnapshot, FetchImage, TakeSnapshot, WriteSnapshot
 from schema.message import Order
@@ -19,3 +26,24 @@ def cleaning(order: Order) -> Order | None:
             return DropSnapshot.model_validate(about | {"disk": order.disk, "tag": order.tag})
         case _:
             return None
+
+
+_REMAINS: ContextVar[list[str] | None] = ContextVar("remains", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Keys of objects of which `remains` is said within, in this task or in one that it starts."""
+    keys: list[str] = []
+    token = _REMAINS.set(keys)
+    try:
+        yield keys
+    finally:
+        _REMAINS.reset(token)
+
+
+def remains(key: str) -> None:
+    """Something of this key may still be in its store: it could not be removed."""
+    keys = _REMAINS.get()
+    if keys is not None and key not in keys:
+        keys.append(key)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TextIO
 
+from agents.leftovers import noted
 from agents.operations import OPERATIONS
 from agents.stall import watched
 from agents.toolbox import Toolbox
@@ -55,6 +56,10 @@ class WorkFailure(Failed):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.cause, field=failure.field, remedy=failure.remedy)
         self.failure = failure
+
+
+def _remaining(failed: Failed, left: list[str]) -> Failure:
+    return failed.failure.model_copy(update={"remains": bool(left)})
 
 
 class Mover:
@@ -192,7 +197,16 @@ class InlineMover:
             moved = max(moved, done)
             on_progress(stage, done, total)
 
-        result = await watched(partial(OPERATIONS[type(order)], order, self._tools, secrets), progress, self._tools.stall_seconds)
+        with noted() as left:
+            try:
+                result = await watched(
+                    partial(OPERATIONS[type(order)], order, self._tools, secrets), progress, self._tools.stall_seconds)
+            except asyncio.CancelledError:
+                if left:
+                    raise WorkFailure(_remaining(WorkFailed("the work was stopped"), left)) from None
+                raise
+            except Failed as failed:
+                raise WorkFailure(_remaining(failed, left)) from None
         return {"result": result.model_dump(mode="json"), "bytes": moved}
 
     async def aclose(self) -> None:
@@ -279,24 +293,29 @@ class Child:
     async def _do(self, said: dict[str, Any]) -> None:
         number = said["id"]
         progress = _Thinned(number, self._say)
-        try:
-            order = decode(said["type"], said["version"], said["payload"].encode())
-            operation = OPERATIONS[type(order)]  # type: ignore[index] # orders only
-            result = await watched(partial(operation, order, self._tools, said["secrets"]), progress, self._tools.stall_seconds)
-            self._say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
-        except asyncio.CancelledError:
-            if number in self._stopping:
-                self._say({"id": number, "cancelled": True})
-            else:  # something within gave up on itself
-                self._fail(number, WorkRetryable("the work was interrupted from within", remedy="it is tried again").failure)
-        except Failed as failed:
-            self._fail(number, failed.failure)
-        except Exception as error:
-            # Its text may hold anything; the class says enough, and the traceback stays here.
-            log.exception("an operation failed in a way that nobody foresaw")
-            self._fail(number, WorkFailed(f"internal error: {type(error).__name__}", remedy="see the agent's log").failure)
+        with noted() as left:
+            try:
+                order = decode(said["type"], said["version"], said["payload"].encode())
+                operation = OPERATIONS[type(order)]  # type: ignore[index] # orders only
+                result = await watched(
+                    partial(operation, order, self._tools, said["secrets"]), progress, self._tools.stall_seconds)
+                self._say({"id": number, "result": result.model_dump(mode="json"), "bytes": progress.moved})
+            except asyncio.CancelledError:
+                if number not in self._stopping:  # something within gave up on itself
+                    self._fail(number, WorkRetryable("the work was interrupted from within", remedy="it is tried again"), left)
+                elif left:
+                    self._fail(number, WorkFailed("the work was stopped"), left)
+                else:
+                    self._say({"id": number, "cancelled": True})
+            except Failed as failed:
+                self._fail(number, failed, left)
+            except Exception as error:
+                # Its text may hold anything; the class says enough, and the traceback stays here.
+                log.exception("an operation failed in a way that nobody foresaw")
+                self._fail(number, WorkFailed(f"internal error: {type(error).__name__}", remedy="see the agent's log"), left)
 
-    def _fail(self, number: int, failure: Failure) -> None:
+    def _fail(self, number: int, failed: Failed, left: list[str]) -> None:
+        failure = _remaining(failed, left)
         cause = self._redacted.clear(failure.cause)[:CAUSE_MAX]
         self._say({"id": number, "failure": failure.model_copy(update={"cause": cause}).model_dump(mode="json")})
 

@@ -46,7 +46,8 @@ REMIND_S = 15.0
 """How often a final report that nobody released is sent again."""
 MOVER_TRIES = 3
 PREFETCH = 32
-CLEAN_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+CLEAN_PAUSES_S = (0.5, 1.0, 2.0)
+"""Between tries to clean up after a run; then its report says that something remains, and the log sees to that."""
 
 
 class Worker(Protocol):
@@ -271,7 +272,7 @@ class AgentRuntime:
             log.exception("work ended in a way that nobody foresaw", extra={"action": "work_broke"})
             report = WorkFailed(**_about(order), failure=Failure(
                 cause=f"internal error: {type(error).__name__}", remedy="see the agent's log"))
-        if run.dirty and not isinstance(report, WorkCompleted):
+        if not isinstance(report, WorkCompleted) and (run.dirty or (isinstance(report, WorkFailed) and report.failure.remains)):
             report = await self._clean(run, report)
         run.finishing = True
         hit("agent.after_work_before_report")
@@ -322,14 +323,14 @@ class AgentRuntime:
         for pause in CLEAN_PAUSES_S:
             try:
                 await self._try(run, order, encode(order), await self.grants.secrets(order))
-                return report
+                return _cleaned(run, report)
             except Failed as failed:
                 failure = failed.failure
                 log.warning("what an interrupted run left is not removed yet: %s", failure.cause, extra={"action": "clean_waits"})
                 await asyncio.sleep(pause)
-        said = report.failure if isinstance(report, WorkFailed) else Failure(cause="The work was stopped")
+        said = report.failure if isinstance(report, WorkFailed) else Failure(cause="the work was stopped")
         return WorkFailed(**_about(run.order), failure=said.model_copy(update={
-            "cause": f"{said.cause}. What it left could not be removed: {failure.cause}"}))
+            "cause": f"{said.cause}. What it left could not be removed yet: {failure.cause}", "remains": True}))
 
     async def _finish(self, order: Order, report: Report) -> None:
         """Journaled before it is sent: from here on it is sent until it is released."""
@@ -415,6 +416,15 @@ def _uncancelled() -> None:
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
+
+
+def _cleaned(run: _Run, report: Report) -> Report:
+    """The report of a run after which nothing remains any more."""
+    if not isinstance(report, WorkFailed) or not report.failure.remains:
+        return report
+    if run.cancelled:
+        return WorkCancelled(**_about(run.order))
+    return WorkFailed(**_about(run.order), failure=report.failure.model_copy(update={"remains": False}))
 
 
 def _about(order: Order) -> dict[str, Any]:

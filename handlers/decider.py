@@ -131,6 +131,8 @@ OrderMaker = Callable[[Context, UUID, int], "Order | None"]
 """(context, work id, attempt) -> the order, or None when there is nothing to do."""
 PlanMaker = Callable[[Context], "MotionPlan | None"]
 """context -> how the step's bytes will move, or None when it moves none. Raises planner.NoMotion."""
+Leaves = Callable[[Context, int], "tuple[UUID, str] | None"]
+"""(context, attempt) -> the image store and the object's key that the attempt writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +149,10 @@ class Step:
     """Takes back what a completed step did; given this step's own undo work id."""
     undo_always: bool = False
     """Its undo runs even when the step itself did not complete in this job."""
-    attempts: int = 3
-    """How often a retryable failure is tried in all."""
+    attempts: int = 5
+    """How often a retryable failure is tried in all: half a minute in which a store or a broker may start again."""
+    leaves: Leaves = lambda context, attempt: None
+    """Where an attempt may leave something behind when its store is away."""
 
 
 @runtime_checkable

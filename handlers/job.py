@@ -18,6 +18,7 @@ from handlers.planner import NoMotion
 from schema.agent import CancelWork, ReleaseWork, WorkCancelled, WorkCompleted, WorkFailed
 from schema.failure import BadParameter, Failed, Failure
 from schema.ids import derive
+from schema.image_store import RemoveLeftovers
 from schema.job import (
     JobCancelled,
     JobCancelRequested,
@@ -231,6 +232,7 @@ class Engine:
         context.emit(self.stream, JobStepFailed(
             job_id=context.job_id, step=job.step, work_id=job.work_id, attempt=job.attempt, failure=failure))
         self._quarantine(failure)
+        self._remove(failure)
         if undoing:
             again = job.attempt < UNDO_ATTEMPTS
         else:
@@ -253,6 +255,15 @@ class Engine:
         context, job = self.context, self.job
         context.out.submissions.append((derive(context.job_id, f"quarantine/{job.step}.{job.attempt}"), QuarantineCopy(
             kind=owner[0], thing_id=owner[1], damage=failure.damage)))
+
+    def _remove(self, failure: Failure) -> None:
+        """What an attempt left in a store that is away: the next one writes elsewhere, so a job of its own sees to that."""
+        context, job = self.context, self.job
+        step = next(s for s in self.flow.steps if s.name == job.step.removeprefix("undo."))
+        left = step.leaves(context, job.attempt) if failure.remains and job.step == step.name else None
+        if left is not None:
+            context.out.submissions.append((derive(context.job_id, f"leftovers/{job.step}.{job.attempt}"), RemoveLeftovers(
+                id=left[0], objects=[left[1]])))
 
     def retry(self) -> None:
         """The timer of a failed attempt fired: make the next."""

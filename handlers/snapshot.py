@@ -198,6 +198,10 @@ class _Backup:
             thing_id=state.id, parent=parent.image if parent else None, parent_tag=parent.tag if parent else "",
             compression=context.limits.compression, motion=context.planned("backup").strategy)
 
+    def leaves(self, context: Context, attempt: int) -> tuple[UUID, str]:
+        """Where an attempt of the backup may leave something behind."""
+        return self.state(context).store_id, self.key(context, attempt)
+
     def plan(self, context: Context) -> MotionPlan:
         """How the snapshot's bytes come to the store: as `begin` decided, or would decide now."""
         state = self.state(context)
@@ -275,7 +279,8 @@ class CreateFlow(_Backup):
     def __init__(self) -> None:
         self.steps = (
             Step(name="take", order=self._take, done=self._taken, undo=self.untake),
-            Step(name="backup", order=self._backup, done=self.backed_up, plan=self._plan, undo=self.unbackup),
+            Step(name="backup", order=self._backup, done=self.backed_up, plan=self._plan, undo=self.unbackup,
+                 leaves=self.leaves),
             Step(name="drop", order=self._drop, done=self.dropped, attempts=100_000),
         )
 
@@ -365,7 +370,8 @@ class BackupFlow(_Backup):
     def __init__(self) -> None:
         self.steps = (
             Step(name="take", order=lambda context, work_id, attempt: None, undo=self.untake, undo_always=True),
-            Step(name="backup", order=self.backup, done=self.backed_up, plan=self.plan, undo=self.unbackup),
+            Step(name="backup", order=self.backup, done=self.backed_up, plan=self.plan, undo=self.unbackup,
+                 leaves=self.leaves),
             Step(name="drop", order=self.drop, done=self.dropped, attempts=100_000),
         )
 

@@ -127,7 +127,8 @@ class RegisterFlow:
     subject, placed, cancellable = "template", True, True
 
     def __init__(self) -> None:
-        self.steps = (Step(name="fetch", order=self._fetch, done=self._fetched, plan=self._plan, undo=self._unfetch),)
+        self.steps = (Step(name="fetch", order=self._fetch, done=self._fetched, plan=self._plan, undo=self._unfetch,
+                           leaves=self._leaves),)
 
     def streams(self, job_id: UUID, command: RegisterTemplate) -> list[str]:
         """The new template."""
@@ -174,9 +175,15 @@ class RegisterFlow:
         return FetchImage(
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=plan.agent, motion=plan.strategy,
             reply_key=command.key(context.job_id), url=command.url, format=command.format, checksum=command.checksum,
-            store=store.spec, key=object_key(context, "template", state.id, work_id, attempt, command.format),
-            kind="template", thing_id=state.id, max_bytes=context.limits.max_image_bytes,
-            max_virtual_size=context.limits.max_virtual_size)
+            store=store.spec, key=self._key(context, attempt), kind="template", thing_id=state.id,
+            max_bytes=context.limits.max_image_bytes, max_virtual_size=context.limits.max_virtual_size)
+
+    def _key(self, context: Context, attempt: int) -> str:
+        state = self._state(context)
+        return object_key(context, "template", state.id, derive(context.job_id, "fetch"), attempt, state.format)
+
+    def _leaves(self, context: Context, attempt: int) -> tuple[UUID, str]:
+        return self._state(context).store_id, self._key(context, attempt)
 
     def _fetched(self, context: Context, result: Mapping[str, Any]) -> None:
         state, image = self._state(context), ImageResult.model_validate(result).image

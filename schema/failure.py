@@ -81,6 +81,8 @@ class Failure(BaseModel):
     retryable: bool = False
     damage: Damage | None = None
     """The object that was found damaged, when that is why."""
+    remains: bool = False
+    """What the attempt made in an image store may still be there: its removal was tried, and goes on by a job of its own."""
 
     @property
     def text(self) -> str:

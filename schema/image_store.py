@@ -78,6 +78,18 @@ class ImageStoreRejected(Event, type="image_store.rejected"):
     failure: Failure
 
 
+class RemoveLeftovers(Command, type="image_store.remove_leftovers"):
+    """Remove what an attempt left in a store that was away when it should have cleaned up. Tried until the store confirms."""
+
+    id: UUID
+    objects: list[str]
+    """Where it wrote. What belongs to a thing by now is left alone."""
+
+    def key(self, job_id: UUID) -> str:
+        """The store."""
+        return f"image_store-{self.id}"
+
+
 class ImageStoreUpdated(Event, type="image_store.updated"):
     """Its name, its read-only mark or its capacity changed; fields not given stay."""
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
+from agents import leftovers, stall
 from agents import manifest as manifests
-from agents import stall
 from agents.hypervisors.base import BlockDevice, Hypervisor
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion import resuming
@@ -147,20 +147,20 @@ def _sha256(data: bytes | bytearray | memoryview) -> str:
 
 async def leave_nothing(store: ImageStore, upload: Upload | None, key: str) -> None:
     """After a failure: no upload, no object, no manifest. Finished even when the caller is cancelled once more; the caller
-    raises what happened first. A store that is away keeps what it has until begin() of the next attempt, or the undo of the
-    job, removes it."""
+    raises what happened first. A store that is away keeps what it has: then the work's end says that something remains."""
 
     async def clean() -> None:
         if upload is not None:
-            with contextlib.suppress(Failed):
+            with contextlib.suppress(Failed):  # what deletes the object ends its uploads too
                 await upload.abort()
-        with contextlib.suppress(Failed):
-            await manifests.delete_object(store, key)
+        await manifests.delete_object(store, key)
 
     async def bounded() -> None:
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(stall.cleaning()):
                 await clean()
+        except (Failed, TimeoutError):
+            leftovers.remains(key)
 
     with contextlib.suppress(asyncio.CancelledError):
         await to_the_end(bounded())

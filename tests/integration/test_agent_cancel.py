@@ -13,7 +13,14 @@ from uuid import UUID, uuid4
 import pytest
 
 from agents import runtime as runtimes
-from schema.agent import DeleteImages
+from agents.image_stores.memory import bucket
+from agents.motion.direct import leave_nothing
+from agents.mover import InlineMover
+from agents.operations import OPERATIONS
+from agents.toolbox import Toolbox
+from schema.agent import DeleteImages, FetchImage
+from schema.failure import WorkRetryable
+from schema.image import StoreSpec
 from schema.message import Order
 from tests.support.agent_bench import NAME, Bench, cancel, fetching, order
 
@@ -174,3 +181,48 @@ async def test_a_stop_in_the_middle_of_stopping_is_bounded_and_leaves_it_for_the
     await bench.agent()
     assert await bench.end(second) == "work.completed"
     assert await bench.end(cancelled) == "work.cancelled"
+
+
+@pytest.mark.parametrize(("away", "stopped", "said"), [(2, False, "work.failed"), (2, True, "work.cancelled"), (99, False, "work.failed"),
+                                                       (99, True, "work.failed")])
+async def test_a_store_that_is_away_when_it_should_be_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: int,
+                                                              stopped: bool, said: str) -> None:
+    """`away`: so many deletions fail. Either nothing remains, or the report says so."""
+    monkeypatch.setattr(runtimes, "CLEAN_PAUSES_S", (0.01, 0.01, 0.01))
+    bench = await Bench(tmp_path, InlineMover(Toolbox(hypervisor_name="memory"))).start()
+    where, refused = f"memory://{uuid4()}", 0
+    store = StoreSpec(id=UUID(int=1), name="s", provider="memory", url=where, prefix="inst")
+    fetch = fetching(store)
+    reached = asyncio.Event()
+
+    async def fetched(order: Order, tools: Toolbox, secrets: object, progress: object) -> Any:
+        assert isinstance(order, FetchImage)
+        async with tools.store(order.store, {}) as opened:
+            upload = await opened.begin(order.key, part_size=4096)
+            try:
+                await upload.part(1, b"half")
+                reached.set()
+                if stopped:
+                    await asyncio.sleep(60)
+                raise WorkRetryable("the store is away")
+            except BaseException:
+                await leave_nothing(opened, upload, order.key)
+                raise
+
+    async def before(operation: str, key: str) -> None:
+        nonlocal refused
+        if operation in ("abort", "delete") and refused < away:
+            refused += 1
+            raise WorkRetryable("the store is away")
+
+    monkeypatch.setitem(OPERATIONS, FetchImage, fetched)
+    bucket(where).before = before
+    await bench.give(fetch)
+    await reached.wait()
+    if stopped:
+        await bench.give(cancel(fetch))
+    assert await bench.end(fetch) == said
+    gone = not bucket(where).uploads
+    assert gone is (away < 99)
+    assert gone is not bench.said[-1][1].get("failure", {}).get("remains", False)
+    await bench.stop()

@@ -269,6 +269,7 @@ async def test_leftovers_that_cannot_be_removed_are_named(bench: Bench) -> None:
     await bench.give(fetch)
     assert await bench.end(fetch) == "work.failed"
     assert "the store is away" in bench.said[-1][1]["failure"]["cause"]
+    assert bench.said[-1][1]["failure"]["remains"] is True
 
 
 async def test_a_journal_that_cannot_be_written_holds_the_ack_and_the_report(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

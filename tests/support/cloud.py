@@ -126,11 +126,11 @@ class Cloud:
         await self.handle(WorkCompleted(job_id=order.job_id, work_id=order.work_id, attempt=order.attempt,
                                         agent=order.agent, result=result_of(order), bytes=5), kind="report")
 
-    async def fail(self, order: Order, *, retryable: bool = False, damage: Damage | None = None) -> None:
-        """The agent could not do it; it found `damage`."""
+    async def fail(self, order: Order, *, retryable: bool = False, damage: Damage | None = None, remains: bool = False) -> None:
+        """The agent could not do it; it found `damage`, and what it made `remains`."""
         await self.handle(WorkFailed(job_id=order.job_id, work_id=order.work_id, attempt=order.attempt,
-                                     agent=order.agent, failure=Failure(cause="it broke", retryable=retryable, damage=damage)),
-                          kind="report")
+                                     agent=order.agent, failure=Failure(
+                                         cause="it broke", retryable=retryable, damage=damage, remains=remains)), kind="report")
 
     async def stop(self, order: Order) -> None:
         """The agent was told to stop, and did."""

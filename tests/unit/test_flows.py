@@ -7,10 +7,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from bus.envelope import Envelope
+from schema.agent import DeleteImages, FetchImage
 from schema.failure import Refused
 from schema.ids import derive
 from schema.image import ImageFormat
-from schema.image_store import AddImageStore, DeleteImageStore
+from schema.image_store import AddImageStore, DeleteImageStore, RemoveLeftovers
 from schema.job import CancelJob
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
 from schema.template import DeleteTemplate, RegisterTemplate
@@ -217,6 +218,50 @@ async def test_a_retryable_failure_gets_a_new_attempt_with_a_new_name() -> None:
     assert await cloud.ends(job) == []
     await cloud.complete(again)
     assert await cloud.ends(job) == ["job.completed"]
+
+
+async def test_what_an_attempt_left_in_a_store_that_is_away_is_removed_however_long_that_takes() -> None:
+    cloud = await Cloud.start()
+    store = await store_of(cloud)
+    job = await cloud.send(RegisterTemplate(name="t", url="http://x/y", format=ImageFormat.QCOW2))
+    (first,) = await cloud.open_orders()
+    assert isinstance(first, FetchImage)
+    await cloud.fail(first, retryable=True, remains=True)
+    await cloud.submissions()
+    (removal,) = await cloud.open_orders()
+    assert isinstance(removal, DeleteImages)
+    assert removal.keys == [first.key]
+    for _ in range(9):  # the store is away, for longer than any attempt waits
+        await cloud.fail(removal, retryable=True)
+        await cloud.fire(removal.job_id)
+        (removal,) = await cloud.open_orders()
+    await cloud.fire(job)
+    second = next(one for one in await cloud.open_orders() if isinstance(one, FetchImage))
+    assert second.key != first.key
+    await cloud.complete(second)
+    assert await cloud.ends(job) == ["job.completed"]
+    await cloud.send(DeleteTemplate(id=second.thing_id))
+    await cloud.complete(next(one for one in await cloud.open_orders() if one.job_id not in (job, removal.job_id)))
+    refused = await cloud.send(DeleteImageStore(id=store))
+    assert await cloud.ends(refused) == ["job.failed"], "forgotten while something of ours is in it"
+    await cloud.complete(removal)
+    assert await cloud.ends(removal.job_id) == ["job.completed"]
+    assert await cloud.ends(await cloud.send(DeleteImageStore(id=store))) == ["job.completed"]
+    assert {value for value, _ in (await cloud.store.counters()).values()} == {0}
+
+
+async def test_what_a_thing_owns_is_no_leftover() -> None:
+    cloud = await Cloud.start()
+    store = await store_of(cloud)
+    await cloud.send(RegisterTemplate(name="t", url="http://x/y", format=ImageFormat.QCOW2))
+    (order,) = await cloud.open_orders()
+    assert isinstance(order, FetchImage)
+    await cloud.complete(order)
+    owned = await cloud.send(RemoveLeftovers(id=store, objects=[order.key]))
+    assert await cloud.ends(owned) == ["job.completed"]
+    foreign = await cloud.send(RemoveLeftovers(id=store, objects=["elsewhere/precious"]))
+    assert await cloud.ends(foreign) == ["job.failed"]
+    assert await cloud.open_orders() == []
 
 
 async def test_a_cancel_that_loses_against_completion_is_undone() -> None:

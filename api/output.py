@@ -167,7 +167,7 @@ class JobProgress:
         self._output, self._label = output, label
         self._bars: Progress | None = None
         self._task: TaskID | None = None
-        self._last = ""
+        self._last = self._trouble = ""
 
     def __enter__(self) -> Self:
         """Show a bar, on a terminal."""
@@ -192,13 +192,18 @@ class JobProgress:
 
     def update(self, job: Mapping[str, Any]) -> None:
         """The job as queryAsyncJobResult shows it now."""
-        progress = job.get("progress") or {}
+        progress, trouble = job.get("progress") or {}, str(job.get("trouble") or "")
         if self._bars is not None and self._task is not None:
+            if trouble and trouble != self._trouble:  # the next attempt may take a while
+                what = "is taken back" if job.get("jobstate") == "undoing" else "is tried again"
+                self._bars.console.print(plain(f"{self._label} {what}: {trouble}"), markup=False, highlight=False)
+            self._trouble = trouble
             stage = progress.get("stage") or job.get("step") or ""
             self._bars.update(self._task, description=plain(f"{self._label} {stage}".strip()),
                               total=progress.get("total") or None, completed=progress.get("bytes", 0))
             return
-        shown = {name: job[name] for name in ("jobid", "jobstatus", "jobprocstatus", "step", "progress") if name in job}
+        told = ("jobid", "jobstatus", "jobprocstatus", "step", "trouble", "progress")
+        shown = {name: job[name] for name in told if name in job}
         text = compact(shown)
         if text == self._last:
             return

@@ -53,7 +53,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "jobid": "string", "jobstatus": "integer", "jobprocstatus": "integer", "jobresultcode": "integer",
         "jobresulttype": "string", "jobresult": "object", "cmd": "string", "account": "string",
         "jobinstancetype": "string", "jobinstanceid": "string", "created": "date", "completed": "date",
-        "step": "string", "progress": "object", "jobstate": "string"},
+        "step": "string", "progress": "object", "jobstate": "string", "trouble": "string"},
     "zone": {
         "id": "string", "name": "string", "networktype": "string", "allocationstate": "string", "type": "string",
         "securitygroupsenabled": "boolean", "localstorageenabled": "boolean", "dhcpprovider": "string", "tags": "list"},
@@ -254,7 +254,9 @@ def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[s
         code = int(failure.get("code", 530))
         fields |= {"jobresultcode": code, "jobresulttype": "object",
                    "jobresult": {"errorcode": code, "errortext": failure_text(failure)}}
-    elif row.get("progress"):
+    elif failure:
+        fields["trouble"] = failure_text(failure)
+    if status not in ENDED and row.get("progress"):
         fields["progress"] = {name: row["progress"][name] for name in PROGRESS if row["progress"].get(name) is not None}
     return fields
 

@@ -64,10 +64,14 @@ def _job(event: Any, at: str) -> Iterator[Change]:
             yield "job", key, {"status": "running", "subject": event.subject}
         case job.JobStepStarted():
             yield "job", key, {"step": event.step, "work": f"{event.work_id}.{event.attempt}"}
+        case job.JobStepFailed():
+            yield "job", key, {"failure": event.failure.model_dump(mode="json")}
+        case job.JobStepCompleted():
+            yield "job", key, {"failure": None}
         case job.JobCancelRequested():
             yield "job", key, {"cancel_requested": True}
         case job.JobUndoStarted():
-            yield "job", key, {"status": "undoing"}
+            yield "job", key, {"status": "undoing", "failure": event.failure.model_dump(mode="json")}
         case job.JobCompleted():
             yield "job", key, {"status": "completed", "result": event.result, "completed": at}
         case job.JobFailed():

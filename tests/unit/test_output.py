@@ -93,7 +93,10 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     out, err = io.StringIO(), Terminal()
     with JobProgress(Output(Format.JSON, out=out, err=err), "createVolume") as progress:
         progress.update({"jobid": "j", "progress": {"stage": "write", "bytes": 5, "total": 10}})
+        for _ in range(3):
+            progress.update({"jobid": "j", "jobstate": "running", "trouble": "url: the store is away"})
     assert out.getvalue() == "" and "createVolume" in err.getvalue() and "{" not in err.getvalue()
+    assert err.getvalue().count("createVolume is tried again: url: the store is away") == 1
 
 
 @pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])

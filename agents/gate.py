@@ -1,8 +1,8 @@
 """The gate for a disk file: what came from an image store is looked at again before any program of qemu's reads it.
 
 An object was inspected when it was taken in, but a store may be written to by others, and what is restored was written by a
-guest. The rules are the download's: `inspection`, `qcow2_header`, `qcow2_whole`. Owns their order for a file. Refuses files
-that are not regular, and to change anything.
+guest. The rules are the download's: `inspection`, `qcow2_header`, `qcow2_whole`. Owns their order for a file. Refuses what
+is neither a regular file nor a block device, and to change anything.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ async def driver_of(path: str) -> str:
 def _look(descriptor: int) -> tuple[int, int]:
     """(virtual size, bytes of the file) after its beginning was inspected. Blocking."""
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        raise WorkFailed("the disk is refused: it is not a regular file")
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        raise WorkFailed("the disk is refused: it is neither a regular file nor a block device")
+    size = os.lseek(descriptor, 0, os.SEEK_END)
     inspection = Inspection(ImageFormat.QCOW2, max_virtual_size=MAX_VIRTUAL)
     head = os.pread(descriptor, LOOK, 0)
     inspection.feed(head)
-    return inspection.finish(found.st_size), found.st_size
+    return inspection.finish(size), size

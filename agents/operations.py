@@ -90,7 +90,7 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
     # Of an image that is copied as it is, what a process that was killed left of this very order is gone on with.
     goes_on = order.image is not None and order.image.format is ImageFormat.QCOW2
     begin = primary.kept if goes_on and isinstance(primary, KeepsDrafts) else primary.draft
-    draft = await begin(order.volume_id, order.work_name, SUFFIX)
+    draft = await begin(order.volume_id, order.work_name, SUFFIX, size=order.virtual_size)
     try:
         if order.image is None:
             await hypervisor.create(draft, order.virtual_size)

@@ -213,7 +213,7 @@ async def export(arguments: Arguments) -> AsyncIterator[Export]:
 def daemon(path: str, form: str, *, writable: bool, connections: int, bitmap: str = "") -> Arguments:
     """qemu-storage-daemon serving a disk's live content; with `bitmap`, also what that dirty bitmap has marked."""
     def arguments(folder: Path) -> list[str]:
-        file = {"driver": "file", "node-name": "file", "filename": path, "read-only": not writable}
+        file = {"driver": protocol(path), "node-name": "file", "filename": path, "read-only": not writable}
         disk = {"driver": form, "node-name": "disk", "file": "file", "read-only": not writable}
         if form == "qcow2":
             disk["backing"] = None  # never follow a chain that somebody wrote into the file
@@ -236,7 +236,12 @@ def snapshot(path: str, tag: str, *, connections: int) -> Arguments:
 
 def image_options(path: str) -> str:
     """A qcow2 disk as qemu-img's --image-opts: the format is said, never guessed."""
-    return f"driver=qcow2,file.driver=file,file.filename={_option(path)}"
+    return f"driver=qcow2,file.driver={protocol(path)},file.filename={_option(path)}"
+
+
+def protocol(path: str) -> str:
+    """qemu's driver of what lies at a path: a block device has one of its own."""
+    return "host_device" if Path(path).is_block_device() else "file"
 
 
 def _option(value: str | Path) -> str:

@@ -9,12 +9,13 @@ the rate is smooth to one part.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 from agents import stall
-from agents.image_stores.base import Bytes, ImageStore, PartInfo, Resumable
+from agents.image_stores.base import Bytes, ImageStore, PartInfo, PartSource, Resumable, StreamedUpload
 from agents.image_stores.details import EVERYWHERE
 from schema.failure import Refused
 from schema.image import StoreSpec
@@ -87,6 +88,38 @@ class _Upload:
         return found
 
 
+class _StreamedUpload(_Upload):
+    """Of an upload that takes parts as they are read."""
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo | None:
+        """See StreamedUpload. Every reading counts: where a store wants a part's digest first, the limit is kept twice over."""
+        return await cast(StreamedUpload, self._upload).part_from(number, _Source(source, self._limits, self._who))
+
+
+class _Source:
+    """A part whose slices wait for their turn."""
+
+    def __init__(self, source: PartSource, limits: Sequence[Throttle], who: object) -> None:
+        self._source, self._limits, self._who = source, limits, who
+        self.size = source.size
+
+    @property
+    def sha256(self) -> str:
+        """See PartSource."""
+        return self._source.sha256
+
+    async def slices(self) -> AsyncGenerator[memoryview, None]:
+        """See PartSource."""
+        async with contextlib.aclosing(self._source.slices()) as slices:
+            async for view in slices:
+                await _pass(self._limits, self._who, len(view))
+                yield view
+
+
+def _upload(upload: Any, limits: Sequence[Throttle], who: object) -> _Upload:
+    return (_StreamedUpload if isinstance(upload, StreamedUpload) else _Upload)(upload, limits, who)
+
+
 class _Store:
     """A store as one transfer sees it: all but the bytes is the store's own."""
 
@@ -108,7 +141,7 @@ class _Store:
 
     async def begin(self, key: str, *, part_size: int) -> _Upload:
         """See ImageStore."""
-        return _Upload(await self._store.begin(key, part_size=part_size), self._limits, self)
+        return _upload(await self._store.begin(key, part_size=part_size), self._limits, self)
 
 
 class _ResumableStore(_Store):
@@ -117,7 +150,7 @@ class _ResumableStore(_Store):
     async def resume(self, key: str, *, part_size: int) -> _Upload | None:
         """See Resumable."""
         found = await cast(Resumable, self._store).resume(key, part_size=part_size)
-        return _Upload(found, self._limits, self) if found is not None else None
+        return _upload(found, self._limits, self) if found is not None else None
 
 
 def limited(store: ImageStore, limits: Sequence[Throttle]) -> ImageStore:

@@ -20,6 +20,7 @@ from agents.hypervisors.memory import MemoryHypervisor
 from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
+from agents.primary_stores.block import BlockPrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.stall import SECONDS
 from agents.throttle import Throttle, limited, rate_of
@@ -30,7 +31,7 @@ from schema.failure import Refused
 from schema.image import PrimarySpec, StoreSpec
 
 HYPERVISORS: dict[str, Callable[[], Hypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
-PRIMARY_STORES = {"folder": FolderPrimaryStore}
+PRIMARY_STORES: dict[str, Callable[[str], PrimaryStore]] = {"folder": FolderPrimaryStore, "block": BlockPrimaryStore}
 
 
 A = TypeVar("A")

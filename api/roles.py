@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from agents.hypervisors.kvm import lacking
 from agents.image_stores.registry import providers
 from agents.motion.registry import announced
 from agents.mover import Mover
+from agents.primary_stores.block import BlockPrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.runtime import AgentConfig, AgentRuntime
 from api.bootstrap import Parts, Roles, agent_token
@@ -179,9 +181,19 @@ async def _kvm(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
     missing = lacking()
     if missing:
         raise Refused(f"the KVM agent needs {', '.join(missing)}", field="kind", remedy=f"{qemu.INSTALL} libnbd0")
-    path = (settings.primary_path or settings.data_dir / "primary").absolute()
-    await FolderPrimaryStore(path).prepare()
-    spec = PrimarySpec(id=derive(zone_id, f"primary/{name}/{path}"), name=f"{name}-folder", kind="folder", path=str(path),
-                       zone_id=zone_id, agent=name)
-    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": (spec,), "motions": announced(disks=True),
-            "providers": tuple(await asyncio.to_thread(providers))}
+    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": await _primaries(settings, zone_id, name),
+            "motions": announced(disks=True), "providers": tuple(await asyncio.to_thread(providers))}
+
+
+async def _primaries(settings: Settings, zone_id: UUID, name: str) -> tuple[PrimarySpec, ...]:
+    """The host's primary stores. With devices and no folder named, there is no folder."""
+    places: dict[str, Path] = {}
+    devices = [device for device in map(str.strip, settings.primary_devices.split(",")) if device]
+    if settings.primary_path or not devices:
+        places["folder"] = (settings.primary_path or settings.data_dir / "primary").absolute()
+        await FolderPrimaryStore(places["folder"]).prepare()
+    if devices:
+        places["block"] = (settings.data_dir / "block").absolute()
+        await BlockPrimaryStore(places["block"]).prepare(devices)
+    return tuple(PrimarySpec(id=derive(zone_id, f"primary/{name}/{path}"), name=f"{name}-{kind}", kind=kind, path=str(path),
+                             zone_id=zone_id, agent=name) for kind, path in places.items())

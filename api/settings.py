@@ -27,6 +27,8 @@ class Settings(BaseSettings):
                           description="Port of the HTTP listener, CloudStack's integration port; 0: any free.")
     zone: str = Field("zone-1", description="Name of the zone that is made at first start.")
     primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
+    primary_devices: str = Field("", description="Block devices of a primary store, comma-separated absolute paths "
+                                 "(/dev/disk/by-id/...): one volume on each. Only free and empty ones are taken.")
     agent_name: str = Field("", description="Name of this agent; unset: <host>-<role>.")
     agent_token: SecretStr | None = Field(
         None, description="Enrolment token shared by handlers and agents; unset: data_dir/agent.token.")

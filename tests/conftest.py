@@ -20,13 +20,14 @@ from agents import libnbd, qemu
 from bus.migrate import migrate
 from tests.services import rabbitmq as local_rabbitmq
 from tests.services.containers import PostgresContainer, RabbitContainer, docker_answers
+from tests.services.loop_devices import loop_devices
 from tests.services.postgres import fresh_database, start_postgres
 from tests.services.s3_fixture import s3_server
 from tests.services.seaweedfs import ServerMissing, find_weed
 from tests.services.swift import SwiftMissing, find_swift
 from tests.services.swift_fixture import swift_server
 
-__all__ = ["s3_server", "swift_server"]
+__all__ = ["loop_devices", "s3_server", "swift_server"]
 
 REQUIRED = bool(os.environ.get("CI") or os.environ.get("STOREBUS_REQUIRE_SERVICES"))
 AMQP_URL, DATABASE_URL = "STOREBUS_TEST_AMQP_URL", "STOREBUS_TEST_DATABASE_URL"

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from agents import libnbd, qemu
 from agents.gate import prove_disk
 from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
+from agents.primary_stores.block_device import size_of
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
@@ -217,7 +218,10 @@ class KvmHypervisor:
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""
         found = await qemu.info(path, "qcow2")
-        return int(found["virtual-size"]), int(found["actual-size"])
+        used = int(found["actual-size"])
+        if qemu.protocol(path) == "host_device":  # all of it is this disk's, and qemu calls it 0
+            used = await in_thread(size_of, path)
+        return int(found["virtual-size"]), used
 
 
 async def _bitmaps(path: str) -> dict[str, dict[str, Any]]:

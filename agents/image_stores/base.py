@@ -9,7 +9,7 @@ slashes), never by users.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -66,6 +66,29 @@ class Upload(Protocol):
 
     async def abort(self) -> None:
         """Leave nothing behind. Also after a failure of `complete`."""
+
+
+class PartSource(Protocol):
+    """A part that is too large to be held in memory."""
+
+    size: int
+    """Bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal; empty until the first whole reading."""
+
+    def slices(self) -> AsyncGenerator[memoryview, None]:
+        """The part from its beginning, as often as it is asked for; a slice is valid until the next is asked for. Raises
+        WorkFailed at the end of a reading that differs from the one before. Whoever stops early closes it (aclosing)."""
+
+
+@runtime_checkable
+class StreamedUpload(Protocol):
+    """What an upload has beside the methods of Upload when it takes parts larger than memory should hold."""
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo | None:
+        """As `part`, with the bytes of `source`, which is read whole once or more, and never held whole."""
 
 
 class ResumedUpload(Upload, Protocol):

@@ -12,11 +12,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
+from agents.image_stores.base import Bytes, ObjectInfo, PartInfo, PartSource
 from agents.image_stores.trouble import at
 from schema.failure import Unknown, WorkFailed, WorkRetryable
 
@@ -29,6 +29,8 @@ RECORD_MAX = 64 << 20
 """Bytes of a record that are read: half a million parts. What is behind them is written again."""
 READ = 8 << 20
 """Bytes read at once while recorded parts are looked at."""
+AGAIN = 1 << 20
+"""Bytes read at once while a part that was written is compared."""
 
 
 class FolderUpload:
@@ -140,24 +142,53 @@ class FolderUpload:
 
         def write(handle: int) -> PartInfo:
             self._disk.write_all(handle, view, offset)
-            try:
-                self._disk.fdatasync(handle)
-            except OSError:
-                self._broken = True  # the kernel forgets what it could not write: a second sync would lie
-                raise
-            self._disk.forget(handle, offset, len(view))
-            if self._disk.read_all(handle, len(view), offset) != view:
-                raise WorkRetryable(f"{at(f'write part {number} of {self._key}', self._store.name)}: it was read back changed",
-                                    remedy="check the disk and the memory of this agent's host")
-            info = PartInfo(size=len(view), etag=sha256 or hashlib.sha256(view).hexdigest())
-            self._note(json.dumps({"part": number, "size": info.size, "sha256": info.etag}))
-            return info
+            return self._settle(handle, number, len(view), sha256 or hashlib.sha256(view).hexdigest(), view)
 
         self._torn.add(number)
         with self._using() as handle:
             self._recorded[number] = info = await self._store.run(f"write part {number} of {self._key}", lambda: write(handle))
         self._torn.discard(number)
         self._end = max(self._end, offset + len(view))
+        return info
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo:
+        """The same, slice by slice."""
+        if number < 1 or not 0 < source.size <= self._part_size:
+            raise WorkFailed(f"part {number} of {source.size} bytes does not fit an upload in parts of {self._part_size}")
+        action, offset = f"write part {number} of {self._key}", (number - 1) * self._part_size
+        self._torn.add(number)
+        with self._using() as handle:
+            async with aclosing(source.slices()) as slices:
+                async for view in slices:
+                    await self._store.run(action, partial(self._disk.write_all, handle, view, offset))
+                    offset += len(view)
+            self._recorded[number] = info = await self._store.run(
+                action, partial(self._settle, handle, number, source.size, source.sha256))
+        self._torn.discard(number)
+        self._end = max(self._end, offset)
+        return info
+
+    def _settle(self, handle: int, number: int, size: int, sha256: str, view: memoryview | None = None) -> PartInfo:
+        """Sync a part that was written, read it again in pieces, record it. Compared with `view`, or else with its sum."""
+        offset = (number - 1) * self._part_size
+        try:
+            self._disk.fdatasync(handle)
+        except OSError:
+            self._broken = True  # the kernel forgets what it could not write: a second sync would lie
+            raise
+        self._disk.forget(handle, offset, size)
+        digest, same = hashlib.sha256(), True
+        for start in range(0, size, AGAIN):
+            data = self._disk.read_all(handle, min(AGAIN, size - start), offset + start)
+            if view is not None:
+                same = same and data == view[start:start + AGAIN]
+            else:
+                digest.update(data)
+        if not same or (view is None and digest.hexdigest() != sha256):
+            raise WorkRetryable(f"{at(f'write part {number} of {self._key}', self._store.name)}: it was read back changed",
+                                remedy="check the disk and the memory of this agent's host")
+        info = PartInfo(size=size, etag=sha256)
+        self._note(json.dumps({"part": number, "size": info.size, "sha256": info.etag}))
         return info
 
     async def complete(self, size: int) -> ObjectInfo:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from agents.image_stores.base import Bytes, Limits, ObjectInfo, PartInfo
+from agents.image_stores.base import Bytes, Limits, ObjectInfo, PartInfo, PartSource
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.trouble import at
@@ -77,6 +77,10 @@ class MemoryUpload:
             raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
         kept = self._parts()[number] = bytes(data)
         return _info(kept)
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo:
+        """Keep a copy of all slices."""
+        return await self.part(number, b"".join([bytes(view) async for view in source.slices()]))
 
     async def parts(self) -> Mapping[int, PartInfo]:
         """What is kept."""

@@ -33,7 +33,7 @@ from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.s3_errors import understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
-from agents.image_stores.s3_upload import UNKNOWN, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
+from agents.image_stores.s3_upload import UNKNOWN, Body, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
 from agents.image_stores.security import ahead
 from agents.image_stores.trouble import Damaged, Trouble, at
 from schema.failure import WorkFailed
@@ -163,7 +163,7 @@ class S3ImageStore:
         digest = await md5(body)
 
         async def put() -> None:
-            answer = await send(body, self.silence_s, lambda content: self.client.put_object(
+            answer = await send(Body(body), self.silence_s, lambda content: self.client.put_object(
                 Bucket=self.bucket, Key=key, Body=content, ContentMD5=base64.b64encode(digest).decode()))
             check_etag(answer, digest)
 

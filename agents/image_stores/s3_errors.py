@@ -19,6 +19,7 @@ from botocore.parsers import ResponseParserError
 
 from agents.image_stores.security import NTP, SKEW_S, ahead, certificate_trouble, skew_words
 from agents.image_stores.trouble import Damaged, Trouble
+from schema.failure import Failed
 
 _SKEW = ("details.endpoint", "the clocks of this host and of the store differ by more than S3 allows", NTP)
 _KEY = ("details.accesskey", "the store does not know this access key", "give the key of an existing account")
@@ -72,6 +73,8 @@ _AWAY = "check that the store runs and that this host can reach it"
 
 def understand(error: BaseException, *, endpoint: str) -> Trouble | None:
     """What an exception of a request means; None when it is not about the request (then it is a bug, or a cancel)."""
+    if isinstance(error, Failed):  # the disk's, while a part was read and sent
+        return None
     if isinstance(error, boto.ClientError):
         return _answered(error.response)
     if isinstance(error, Damaged):

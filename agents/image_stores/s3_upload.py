@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import hashlib
 import os
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from agents import stall
-from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
+from agents.image_stores.base import Bytes, ObjectInfo, PartInfo, PartSource
 from agents.image_stores.trouble import Damaged, at, unconfirmed
+from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, Unknown, WorkFailed, WorkRetryable
 
 if TYPE_CHECKING:
@@ -53,19 +55,31 @@ class S3Upload:
 
     async def part(self, number: int, data: Bytes, *, sha256: str = "") -> PartInfo:
         """Send one part with its digest; acknowledged when the store agrees."""
-        if self._ended:
-            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
-        if not 1 <= number <= self._store.limits.max_parts or not 0 < len(data) <= self._part_size:
-            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
+        self._fits(number, len(data))
         if self._sums:
             digest = bytes.fromhex(sha256) if sha256 else await _sha256(data)
-            says = {"ChecksumSHA256": base64.b64encode(digest).decode()}
         else:
             digest = await md5(data)
-            says = {"ContentMD5": base64.b64encode(digest).decode()}
+        return await self._put(number, digest, len(data), lambda: Body(data))
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo:
+        """Read it once for its digest, which a store wants first, and once for each time that it is sent."""
+        self._fits(number, source.size)
+        digest = await digest_of(source, sha256=self._sums)
+        return await self._put(number, digest, source.size, lambda: StreamedBody(source))
+
+    def _fits(self, number: int, size: int) -> None:
+        if self._ended:
+            raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
+        if not 1 <= number <= self._store.limits.max_parts or not 0 < size <= self._part_size:
+            raise WorkFailed(f"part {number} of {size} bytes does not fit an upload in parts of {self._part_size}")
+
+    async def _put(self, number: int, digest: bytes, size: int, made: Callable[[], AnyBody]) -> PartInfo:
+        """Send a part; `made` makes its body anew for each try."""
+        says = {"ChecksumSHA256" if self._sums else "ContentMD5": base64.b64encode(digest).decode()}
 
         async def put() -> dict[str, str]:
-            answer = await send(data, self._store.silence_s, lambda body: self._store.client.upload_part(
+            answer = await send(made(), self._store.silence_s, lambda body: self._store.client.upload_part(
                 Bucket=self._store.bucket, Key=self._key, UploadId=self._id, PartNumber=number, Body=body, **says))
             if not self._sums:
                 return {"ETag": check_etag(answer, digest)}
@@ -74,8 +88,8 @@ class S3Upload:
             return {"ETag": str(answer["ETag"]), **says}
 
         known: dict[str, str] = await self._store.ask(f"write part {number} of {self._key}", put)
-        self._parts[number] = (known, len(data))
-        return PartInfo(size=len(data), etag=_bare(known["ETag"]))
+        self._parts[number] = (known, size)
+        return PartInfo(size=size, etag=_bare(known["ETag"]))
 
     async def parts(self) -> Mapping[int, PartInfo]:
         """From the store's list of parts, in pages."""
@@ -232,7 +246,79 @@ class Body:
         self.moved(True)
 
 
-async def send(data: Bytes, silence_s: float, call: Callable[[Body], Awaitable[Any]]) -> Any:
+class StreamedBody:
+    """The same for a part that is read while it is sent."""
+
+    def __init__(self, source: PartSource) -> None:
+        self._source, self._at = source, 0
+        self._slices = source.slices()
+        self._view, self._sent = memoryview(b""), 0
+        self._using, self._ended = asyncio.Lock(), False
+        self.moved: Callable[[bool], None] = lambda last: None
+        """As Body's; also called with True while the disk is read: a slow disk is not a silent store."""
+        self.failure: Exception | None = None
+        """Why the disk could not be read: aiohttp would tell of a broken connection."""
+
+    def __len__(self) -> int:
+        return self._source.size
+
+    def read(self, size: int = -1) -> bytes:
+        """Nobody reads it so: the payload is not signed."""
+        raise WorkFailed("a streamed part is read as it is sent")
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Only to learn the length."""
+        self._at = offset + (len(self) if whence == os.SEEK_END else self._at if whence == os.SEEK_CUR else 0)
+        return self._at
+
+    def tell(self) -> int:
+        """As a file."""
+        return self._at
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next bytes, copied: the slice's room is used again before the kernel has them."""
+        async with self._using:
+            if self._ended:
+                raise StopAsyncIteration
+            if self._sent == len(self._view):
+                self.moved(True)
+                try:
+                    self._view, self._sent = await anext(self._slices), 0
+                except StopAsyncIteration:
+                    raise
+                except Exception as error:
+                    self.failure = error
+                    raise
+            self.moved(False)
+            start, self._sent = self._sent, min(self._sent + _CHUNK, len(self._view))
+            return bytes(self._view[start : self._sent])
+
+    async def aclose(self) -> None:
+        """Let go of the source: aiohttp leaves what it did not send to the end as it is."""
+        self._ended = True
+        async with self._using:
+            await self._slices.aclose()
+
+
+AnyBody = Body | StreamedBody
+
+
+async def digest_of(source: PartSource, *, sha256: bool) -> bytes:
+    """What the store compares: one whole reading for its SHA-256, or for its MD5."""
+    if sha256 and source.sha256:
+        return bytes.fromhex(source.sha256)
+    other = hashlib.md5(usedforsecurity=False)
+    async with contextlib.aclosing(source.slices()) as slices:
+        async for view in slices:
+            if not sha256:
+                await in_thread(other.update, view)
+    return bytes.fromhex(source.sha256) if sha256 else other.digest()
+
+
+async def send(body: AnyBody, silence_s: float, call: Callable[[AnyBody], Awaitable[Any]]) -> Any:
     """Make a request with this body; TimeoutError when the other side takes no more of it for `silence_s` seconds.
 
     aiohttp bounds the wait for an answer but not the wait for a reader; a slow reader is fine, a stopped one is not.
@@ -244,9 +330,16 @@ async def send(data: Bytes, silence_s: float, call: Callable[[Body], Awaitable[A
             limit.reschedule(None if last else loop.time() + silence_s)
             stall.moved()
 
-        body = Body(data)
         body.moved = onward
-        return await call(body)
+        try:
+            return await call(body)
+        except Exception:
+            if isinstance(body, StreamedBody) and body.failure is not None:
+                raise body.failure from None
+            raise
+        finally:
+            if isinstance(body, StreamedBody):
+                await to_the_end(body.aclose())
 
 
 def answer_s(silence_s: float, length: int) -> float:
@@ -260,7 +353,7 @@ async def refuses_wrong_sum(store: S3ImageStore, key: str, upload: str) -> bool:
     wrong = base64.b64encode(hashlib.sha256(b"another").digest()).decode()
 
     async def put() -> bool:
-        await send(b"x", store.silence_s, lambda body: store.client.upload_part(
+        await send(Body(b"x"), store.silence_s, lambda body: store.client.upload_part(
             Bucket=store.bucket, Key=key, UploadId=upload, PartNumber=1, Body=body, ChecksumSHA256=wrong))
         return False
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import random
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -30,11 +31,12 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from agents import stall
-from agents.image_stores.base import Bytes
+from agents.image_stores.base import Bytes, PartSource
 from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
 from agents.image_stores.trouble import Damaged, Trouble, at
 from agents.uninterrupted import to_the_end
+from schema.failure import Failed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -139,6 +141,50 @@ class Body:
         start = self._at
         self._at = len(self._view) if size < 0 else min(start + size, len(self._view))
         return self._view[start : self._at]
+
+
+class StreamedBody:
+    """A part that is read while it is sent: the thread of the request waits for the loop, which reads the disk.
+
+    Left, the source is closed."""
+
+    def __init__(self, line: Line, source: PartSource, loop: asyncio.AbstractEventLoop) -> None:
+        self._line, self._source, self._loop = line, source, loop
+        self._slices = source.slices()
+        self._now, self._at = memoryview(b""), 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait(self._close())
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def end(self) -> str:
+        """The hexadecimal MD5 of all. Whoever sends by length never asks for what is behind the last byte; the source is whole
+        only then."""
+        while self.read(BLOCK):
+            pass
+        return self._md5.hexdigest()
+
+    async def _close(self) -> None:
+        await self._slices.aclose()
+
+    async def _next(self) -> memoryview:
+        return await anext(self._slices, memoryview(b""))
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+        self._line.check()
+        if self._at == len(self._now):
+            self._now, self._at = self._wait(self._next()), 0
+        end = len(self._now) if size < 0 else min(self._at + size, len(self._now))
+        data, self._at = bytes(self._now[self._at : end]), end
+        self._md5.update(data)
+        return data
 
 
 class _Adapter(HTTPAdapter):
@@ -363,6 +409,8 @@ def status_of(error: BaseException) -> int:
 
 def understand(error: BaseException, *, auth_url: str, url: str) -> Trouble | None:
     """What an exception of a request means; None when it is not about the request (then it is a bug, or a cancel)."""
+    if isinstance(error, Failed):  # the disk's, while a part was read and sent
+        return None
     if isinstance(error, NoEntry):
         if error.status in _NO_ENTRY:
             field, cause, remedy = _NO_ENTRY[error.status]

@@ -7,6 +7,7 @@ the object says in its metadata which upload made it, so what no object speaks f
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from swiftclient.client import put_object
 from swiftclient.exceptions import ClientException
 
-from agents.image_stores.base import Bytes, ObjectInfo, PartInfo
-from agents.image_stores.swift_client import Grant, Line
+from agents.image_stores.base import Bytes, ObjectInfo, PartInfo, PartSource
+from agents.image_stores.swift_client import Grant, Line, StreamedBody
 from agents.image_stores.trouble import Damaged, at, unconfirmed
 from schema.failure import Failed, Unknown, WorkFailed
 
@@ -78,16 +79,37 @@ class SwiftUpload:
         """Send one segment with its MD5, which the store checks; acknowledged when the ETag it answers agrees.
 
         Swift knows no other sum: `sha256` is not used."""
+        name = self._fits(number, len(data))
+        return self._kept(number, len(data), await self._store.client.ask(
+            f"write part {number} of {self._key}", lambda line, grant: put_bytes(
+                line, grant, self._store.segments, self._base + name, data)))
+
+    async def part_from(self, number: int, source: PartSource) -> PartInfo:
+        """The same while it is read: its MD5 is known at the end only, and then compared with the ETag."""
+        name, loop = self._fits(number, source.size), asyncio.get_running_loop()
+
+        def put(line: Line, grant: Grant) -> str:
+            line.check()
+            with StreamedBody(line, source, loop) as body:
+                answered = put_object(grant.url, grant.token, self._store.segments, self._base + name, body,
+                                      content_length=source.size, content_type="application/octet-stream", http_conn=line.http)
+                return _agreed(answered, body.end())
+
+        return self._kept(number, source.size, await self._store.client.ask(f"write part {number} of {self._key}", put))
+
+    def _fits(self, number: int, size: int) -> str:
+        """The segment's name."""
         if self._ended:
             raise WorkFailed(f"the upload of {self._key} was ended", remedy="begin again")
-        if not 1 <= number <= self._store.limits.max_parts or not 0 < len(data) <= self._part_size:
-            raise WorkFailed(f"part {number} of {len(data)} bytes does not fit an upload in parts of {self._part_size}")
+        if not 1 <= number <= self._store.limits.max_parts or not 0 < size <= self._part_size:
+            raise WorkFailed(f"part {number} of {size} bytes does not fit an upload in parts of {self._part_size}")
         name = f"{number:06}"
         self._tried.add(name)
-        etag = await self._store.client.ask(f"write part {number} of {self._key}", lambda line, grant: put_bytes(
-            line, grant, self._store.segments, self._base + name, data))
-        self._parts[number] = (etag, len(data))
-        return PartInfo(size=len(data), etag=etag)
+        return name
+
+    def _kept(self, number: int, size: int, etag: str) -> PartInfo:
+        self._parts[number] = (etag, size)
+        return PartInfo(size=size, etag=etag)
 
     async def complete(self, size: int) -> ObjectInfo:
         """Write the manifest, then look at the object: the store's word is not enough."""
@@ -203,6 +225,11 @@ def put_bytes(line: Line, grant: Grant, container: str, name: str, data: Bytes, 
     answered = put_object(grant.url, grant.token, container, name, line.body(data) if len(data) else b"",
                           content_length=len(data), etag=etag, content_type="application/octet-stream", headers=headers,
                           http_conn=line.http)
+    return _agreed(answered, etag)
+
+
+def _agreed(answered: str, etag: str) -> str:
+    """The ETag. Raises Damaged when it is not the MD5 of what was sent."""
     if answered.strip('"').lower() != etag:
         raise Damaged("the ETag is not the MD5 of what was sent")
     return etag

@@ -2,8 +2,8 @@
 
 Owns the pipeline: clusters are read and compressed in threads, several batches at once and used in their order; the file
 grows, and each part goes out as soon as it is full; the first part, which has the header, goes last. Unlike direct motion's,
-parts depend on one another, so a transfer that was interrupted starts again. Memory: the batches and parts in flight, and the
-first part.
+parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part and the one that is being
+filled; batches ahead and parts on their way come from the process's buffers. Where parts are too large, nothing is compressed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 from uuid import UUID
 
 from agents import manifest as manifests
+from agents.buffers import BUFFERS
 from agents.hypervisors.base import BlockDevice
 from agents.image_stores.base import ImageStore, Upload
 from agents.motion.base import Progress
-from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device
+from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device, write_image
+from agents.motion.streamed import WHOLE
 from agents.qcow2 import CLUSTER, Layout
 from agents.qcow2_compressed import RUN, CompressedFile
 from agents.uninterrupted import in_thread, to_the_end
@@ -32,6 +34,8 @@ BATCH = 16
 """Clusters that are read and compressed together: 1 MiB."""
 AHEAD = 8
 """Batches that are read or compressed, or wait for their turn."""
+ROOM = 2 * BATCH * CLUSTER
+"""Bytes of a batch, and of what it is compressed to."""
 LEVEL = 1
 WORTH = CLUSTER - CLUSTER // 8
 """Bytes that a compressed cluster may have; a larger one is written as it is, which is quicker to read."""
@@ -80,6 +84,10 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     progress("scan", 0, 0)
     layout = await asyncio.to_thread(Layout, device.size, await device.extents())
     size = part_size(layout.size + layout.size // 8 + 2 * RUN, store.limits, part)
+    if size > WHOLE:  # its parts would have to be held whole, since they cannot be made twice: such a disk is not compressed
+        return await write_image(device, store, store_id=store_id, key=key, kind=kind, thing_id=thing_id, job_id=job_id,
+                                 work=work, installation=installation, progress=progress, workers=workers, part=part,
+                                 layout=layout)
     upload: Upload | None = None
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
@@ -138,7 +146,10 @@ class _Parts:
             self._sending.discard(task)
             task.result()
         share, self._told = self.guest - self._told, self.guest
-        self._sending.add(asyncio.create_task(self._send(len(self.digests), part, share)))
+        await BUFFERS.take(self._size)
+        task = asyncio.create_task(self._send(len(self.digests), part, share))
+        task.add_done_callback(lambda _: BUFFERS.give(self._size))  # one that is cancelled before it begins, too
+        self._sending.add(task)
 
     async def _send(self, number: int, part: bytearray, share: int) -> None:
         try:
@@ -158,7 +169,8 @@ class _Parts:
         assert self._first is not None
         self._first[:len(header)] = header
         await self._room.acquire()
-        await self._send(1, self._first, self._total - self.moved)
+        async with BUFFERS.room(self._size):
+            await self._send(1, self._first, self._total - self.moved)
 
     async def stop(self) -> None:
         """Something failed: nothing is sent any more when this returns."""
@@ -171,7 +183,7 @@ class _Parts:
 async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> CompressedFile:
     """Read, compress and seal, in order; the finished file."""
     file = CompressedFile(device.size)
-    ahead: deque[tuple[asyncio.Task[Packed], int]] = deque()
+    ahead: deque[tuple[asyncio.Task[Packed], int, int]] = deque()
     batches = _batches(layout)
 
     async def batch(first: int, count: int) -> Packed:
@@ -183,26 +195,32 @@ async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> Compresse
     try:
         await parts.add(bytes(CLUSTER))  # the header's room
         while True:
-            for first, count in batches:
-                ahead.append((asyncio.create_task(batch(first, count)), count * CLUSTER))
-                if len(ahead) >= AHEAD:
+            while len(ahead) < AHEAD and (not ahead or BUFFERS.try_take(ROOM)):  # one goes on however little room there is
+                took = ROOM if ahead else 0
+                found = next(batches, None)
+                if found is None:
+                    BUFFERS.give(took)
                     break
+                first, count = found
+                ahead.append((asyncio.create_task(batch(first, count)), count * CLUSTER, took))
             if not ahead:
                 break
-            task, guest = ahead[0]
+            task, guest, took = ahead[0]
             for number, packed, raw in await task:
                 for data in file.add(number, packed, raw):
                     await parts.add(data)
             ahead.popleft()
+            BUFFERS.give(took)
             parts.guest += guest
         for data in file.end():
             await parts.add(data)
         await parts.end(file.header)
     except BaseException:
-        for task, _ in ahead:
+        for task, *_ in ahead:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
-            await to_the_end(asyncio.gather(*(task for task, _ in ahead), return_exceptions=True))
+            await to_the_end(asyncio.gather(*(task for task, *_ in ahead), return_exceptions=True))
+        BUFFERS.give(sum(took for *_, took in ahead))
         await parts.stop()
         raise
     return file

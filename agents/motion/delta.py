@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from agents import manifest as manifests
+from agents.buffers import BUFFERS
 from agents.hypervisors.base import BlockDevice, ChangeTracking, Extent, Hypervisor, Untracked
 from agents.image_stores.base import ImageStore
 from agents.motion.base import Progress
@@ -233,13 +234,15 @@ async def _apply(store: ImageStore, manifest: Manifest, device: BlockDevice, pro
         end = min(start + manifest.part_size, manifest.physical_size)
         digest, at = (front.digest, front.at) if number == begun else (hashlib.sha256(), start)
         while at < end:
-            data = await store.read(manifest.key, at, min(RANGE, end - at))
-            if not data:
-                raise manifests.ended(manifest, at)
-            await in_thread(digest.update, data)
-            await _put(device, layout, at, data)
-            at += len(data)
-            done += len(data)
+            async with BUFFERS.room(2 * RANGE):
+                data = await store.read(manifest.key, at, min(RANGE, end - at))
+                if not data:
+                    raise manifests.ended(manifest, at)
+                await in_thread(digest.update, data)
+                await _put(device, layout, at, data)
+                at += len(data)
+                done += len(data)
+                del data
             progress("read", done, manifest.physical_size)
         compare(manifest, number, digest.hexdigest())
 

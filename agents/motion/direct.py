@@ -2,28 +2,34 @@
 
 Owns both directions: a disk written to a store as a plain qcow2 whose layout is fixed before its first byte, so parts are
 independent, parallel and re-readable; an object read by parallel ranges straight into the draft of a disk, every part
-compared with its manifest. Memory is workers times the part size. Cancelled or failed, it leaves nothing in the store.
+compared with its manifest. Memory comes from the process's buffers: parts too large for them are streamed, so it is bounded
+whatever the disk's size. Cancelled or failed, it leaves nothing in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
 from agents import leftovers, stall
 from agents import manifest as manifests
+from agents.buffers import BUFFERS, Buffers
 from agents.hypervisors.base import BlockDevice, Hypervisor
-from agents.image_stores.base import ImageStore, Limits, Upload
+from agents.image_stores.base import ImageStore, Limits, StreamedUpload, Upload
 from agents.motion import resuming
 from agents.motion.base import Progress
 from agents.motion.parallel import parallel
 from agents.motion.resuming import found, identity, pwrite_all
+from agents.motion.streamed import WHOLE, StreamedPart
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
 from agents.transfer_record import TransferRecord
@@ -34,8 +40,8 @@ from schema.image import ImageFormat, ImageRef, Manifest
 WORKERS = 6
 PART = 8 << 20
 """Bytes of a part, unless the store or the object's size asks for more."""
-BUFFERS = 96 << 20
-"""Bytes of parts in memory at once: larger parts are written by fewer workers, one at least."""
+MOST_PARTS = 10_000
+"""Parts of an object in any store: a manifest names each of them."""
 RANGE = 4 << 20
 """Bytes of one ranged read."""
 BAD_OBJECT = "restore another snapshot, and check the store"
@@ -50,7 +56,7 @@ class FastDevice(Protocol):
 
 def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
     """A part size that keeps an object of `size` bytes within the store's limits. Raises WorkFailed when none does."""
-    part = max(wanted or PART, limits.min_part, -(-size // (limits.max_parts - 8)))
+    part = max(wanted or PART, limits.min_part, -(-size // (min(limits.max_parts, MOST_PARTS) - 8)))
     part = -(-part // (1 << 20)) * (1 << 20) if size > part else part
     if part > limits.max_part:
         raise WorkFailed(f"an object of {size} bytes is larger than the store takes", field="size")
@@ -61,8 +67,10 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
                       job_id: UUID,
                       work: str, installation: str, progress: Progress, workers: int = WORKERS,
                       part: int | None = None, layout: Layout | None = None, parent: str = "",
-                      record: TransferRecord | None = None) -> ImageRef:
+                      record: TransferRecord | None = None, buffers: Buffers = BUFFERS, whole: int = WHOLE) -> ImageRef:
     """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then.
+
+    Parts of more than `whole` bytes are streamed; what is in memory comes from `buffers`.
 
     With `layout`, what that says and no more, as a delta of the object `parent`. With `record`, parts that a process which
     was killed had written of the same transfer are not written again: the device's content must not have changed since."""
@@ -75,7 +83,6 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
     count = -(-layout.size // size)
     digests: list[str] = [""] * count
     upload: Upload | None = None
-    free: list[bytearray] = []
     done = 0
 
     async def one(number: int) -> None:
@@ -84,15 +91,21 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
             return
         assert upload is not None
         offset = number * size
-        buffer = free.pop() if free else bytearray(size)
-        view = memoryview(buffer)[:min(size, layout.size - offset)]
-        await _fill(device, layout, offset, view)
-        digests[number] = await in_thread(_sha256, view)
-        acknowledged = await upload.part(number + 1, view, sha256=digests[number])
+        length = min(size, layout.size - offset)
+        if size > whole:
+            source = StreamedPart(partial(_fill, device, layout), offset, length, buffers=buffers)
+            acknowledged = await streaming(upload, size).part_from(number + 1, source)
+            digests[number] = source.sha256
+            assert source.sha256, "a store that did not read the part to its end did not write it either"
+        else:
+            async with buffers.buffer(size) as buffer:
+                view = memoryview(buffer)[:length]
+                await _fill(device, layout, offset, view)
+                digests[number] = await in_thread(_sha256, view)
+                acknowledged = await upload.part(number + 1, view, sha256=digests[number])
         if record is not None and acknowledged is not None:
             await record.add(number + 1, digests[number], acknowledged)
-        free.append(buffer)  # the store has it: the next part takes its room, which new memory would cost the kernel
-        done += len(view)
+        done += length
         progress("write", done, layout.size)
 
     try:
@@ -102,7 +115,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
             digests[number - 1] = sha256
             done += min(size, layout.size - (number - 1) * size)
         progress("write", done, layout.size)  # from here on bytes should move
-        await parallel(count, max(1, min(workers, BUFFERS // size)), one)
+        await parallel(count, workers, one)
         progress("verify", done, layout.size)
         if upload is not None:
             await upload.complete(layout.size)
@@ -116,6 +129,14 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         raise
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size,
                     physical_size=layout.size, root=root, parent=parent)
+
+
+def streaming(upload: Upload, size: int) -> StreamedUpload:
+    """The upload, if it takes parts as they are read. Raises WorkFailed."""
+    if not isinstance(upload, StreamedUpload):
+        raise WorkFailed(f"the store wants parts of {size} bytes and cannot take them as they are read", field="size",
+                         remedy="use a store whose plug-in has part_from, or a smaller disk")
+    return upload
 
 
 async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview) -> None:
@@ -194,12 +215,12 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
 
 
 async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress: Progress, workers: int, resume: bool) -> int:
-    """The object's bytes as they are, into a new file, or into what is there of it."""
+    """The object's bytes as they are, into a new file, or into what is there of it, or onto a device that is all zeros."""
     try:
-        new = 0 if resume else os.O_EXCL
-        descriptor = await in_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o600)
+        device = await in_thread(Path(path).is_block_device)
+        resume = resume and not device  # a device was made zeros: nothing is there
+        descriptor = await in_thread(_opened, path, manifest.physical_size, resume, device)
         try:
-            await in_thread(os.ftruncate, descriptor, manifest.physical_size)
             there = await found(descriptor, manifest, progress, workers) if resume else {}
 
             async def take(data: bytes, offset: int) -> None:
@@ -216,6 +237,22 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
     except OSError as error:
         raise explain(error) from None
     return done
+
+
+def _opened(path: str, size: int, there: bool, device: bool) -> int:
+    """A descriptor of the file, absent unless `there`, or of the block device, with room for `size` bytes. Blocking; raises
+    OSError."""
+    flags = 0 if device else os.O_CREAT | os.O_NOFOLLOW | (0 if there else os.O_EXCL)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    try:
+        if not device:
+            os.ftruncate(descriptor, size)
+        elif os.lseek(descriptor, 0, os.SEEK_END) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[bytes, int], Awaitable[None]],
@@ -235,13 +272,15 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
         end = min(start + manifest.part_size, manifest.physical_size)
         digest = hashlib.sha256()
         while at < end:
-            data = await store.read(manifest.key, at, min(RANGE, end - at))
-            if not data:
-                raise manifests.ended(manifest, at)
-            await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
-            await take(data, at)
-            at += len(data)
-            done += len(data)
+            async with BUFFERS.room(2 * RANGE):  # a store joins what it received: twice, for a moment
+                data = await store.read(manifest.key, at, min(RANGE, end - at))
+                if not data:
+                    raise manifests.ended(manifest, at)
+                await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
+                await take(data, at)
+                at += len(data)
+                done += len(data)
+                del data
             progress("read", done, manifest.physical_size)
         if digest.hexdigest() != manifest.parts[number]:
             raise manifests.bad_part(manifest, number, digest.hexdigest())

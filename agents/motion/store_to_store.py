@@ -1,8 +1,8 @@
 """The strategy `store-to-store`: an object and its manifest from one image store into another, through this host's memory.
 
 Owns the copy: ranged reads, every part compared with the source's manifest before it is sent, written in parts whose digests
-the target checks, the manifest last. Memory is workers times the part size. Cancelled or failed, it leaves nothing in the target
-and changes nothing in the source. Refuses deltas: a chain never spans two stores. No command uses it yet: its order is its own.
+the target checks, the manifest last. Memory comes from the process's buffers; large parts are streamed, and may be compared only
+when they are sent. Cancelled or failed, it leaves nothing in the target and changes nothing in the source. Refuses deltas: a chain never spans two stores. No command uses it yet: its order is its own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from agents import manifest as manifests
+from agents.buffers import BUFFERS
 from agents.image_stores.base import ImageStore, Limits, Upload
 from agents.motion.base import Motion, Progress, Secrets
-from agents.motion.direct import BAD_OBJECT, BUFFERS, RANGE, WORKERS, leave_nothing
+from agents.motion.direct import BAD_OBJECT, RANGE, WORKERS, leave_nothing, streaming
 from agents.motion.parallel import parallel
+from agents.motion.streamed import WHOLE, Fill, StreamedPart
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Refused, WorkFailed
 from schema.image import ImageRef, Manifest, StoreSpec
@@ -77,18 +79,25 @@ async def copy(source: ImageStore, image: ImageRef, target: ImageStore, *, store
         nonlocal done
         assert upload is not None
         start = number * size
-        buffer = memoryview(bytearray(min(size, manifest.physical_size - start)))
-        for at in range(number * together, min((number + 1) * together, len(manifest.parts))):
-            await _read_part(source, manifest, at, buffer[at * manifest.part_size - start:][:manifest.part_size])
-        digests[number] = manifest.parts[number] if together == 1 else await in_thread(_sha256, buffer)
-        await upload.part(number + 1, buffer, sha256=digests[number])
-        done += len(buffer)
+        length = min(size, manifest.physical_size - start)
+        fill = _checked(source, manifest, start)
+        if size > WHOLE:
+            part = StreamedPart(fill, start, length)
+            await streaming(upload, size).part_from(number + 1, part)
+            digests[number] = part.sha256
+        else:
+            async with BUFFERS.buffer(size) as buffer:
+                view = memoryview(buffer)[:length]
+                await fill(start, view)
+                digests[number] = manifest.parts[number] if together == 1 else await in_thread(_sha256, view)
+                await upload.part(number + 1, view, sha256=digests[number])
+        done += length
         progress("copy", done, manifest.physical_size)
 
     try:
         upload = await to_the_end(target.begin(key, part_size=size), undo=lambda begun: begun.abort())
         progress("copy", 0, manifest.physical_size)  # from here on bytes should move
-        await parallel(len(digests), max(1, min(workers, BUFFERS // size)), one)
+        await parallel(len(digests), workers, one)
         progress("verify", done, manifest.physical_size)
         await upload.complete(manifest.physical_size)
         root = manifests.root_of(digests)
@@ -104,7 +113,7 @@ async def copy(source: ImageStore, image: ImageRef, target: ImageStore, *, store
 def parts_together(manifest: Manifest, limits: Limits) -> int:
     """How many parts of the source make one of the target: the fewest that its limits allow. Raises Refused.
 
-    Whole ones, so that each is compared with its own digest before any of it is sent."""
+    Whole ones, so that each is compared with its own digest."""
     fewest = max(1, -(-limits.min_part // manifest.part_size), -(-len(manifest.parts) // limits.max_parts))
     if len(manifest.parts) == 1:
         fewest = 1  # the only part is the last one, which may be short
@@ -114,19 +123,32 @@ def parts_together(manifest: Manifest, limits: Limits) -> int:
     return fewest
 
 
-async def _read_part(source: ImageStore, manifest: Manifest, number: int, target: memoryview) -> None:
-    """One part of the source into `target`. Raises WorkFailed when it is not what its manifest says."""
-    first, digest, at = number * manifest.part_size, hashlib.sha256(), 0
-    while at < len(target):
-        data = await source.read(manifest.key, first + at, min(RANGE, len(target) - at))
-        if not data:
-            raise WorkFailed(f"the object {manifest.key} ends at byte {first + at}", remedy=BAD_OBJECT)
-        target[at:at + len(data)] = data
-        await in_thread(digest.update, data)
-        at += len(data)
-    if digest.hexdigest() != manifest.parts[number]:
-        raise WorkFailed(f"the object {manifest.key}: bytes {first} to {first + len(target) - 1} are not what was written",
-                         remedy=BAD_OBJECT)
+def _checked(source: ImageStore, manifest: Manifest, start: int) -> Fill:
+    """Reads the object from `start`, the beginning of a part, in order; again when it is asked for `start` again. Raises
+    WorkFailed at the end of a part that is not what its manifest says."""
+    digest = hashlib.sha256()
+
+    async def fill(offset: int, view: memoryview) -> None:
+        nonlocal digest
+        if offset == start:
+            digest = hashlib.sha256()
+        at = 0
+        while at < len(view):
+            number = (offset + at) // manifest.part_size
+            first, end = number * manifest.part_size, min((number + 1) * manifest.part_size, manifest.physical_size)
+            data = await source.read(manifest.key, offset + at, min(RANGE, len(view) - at, end - offset - at))
+            if not data:
+                raise WorkFailed(f"the object {manifest.key} ends at byte {offset + at}", remedy=BAD_OBJECT)
+            view[at:at + len(data)] = data
+            await in_thread(digest.update, data)
+            at += len(data)
+            if offset + at == end:
+                if digest.hexdigest() != manifest.parts[number]:
+                    raise WorkFailed(f"the object {manifest.key}: bytes {first} to {end - 1} are not what was written",
+                                     remedy=BAD_OBJECT)
+                digest = hashlib.sha256()
+
+    return fill
 
 
 def _sha256(data: memoryview) -> str:

@@ -1,4 +1,4 @@
-"""PrimaryStore: the plug-in interface for places where disks live (a folder; block devices later).
+"""PrimaryStore: the plug-in interface for places where disks live (a folder, block devices).
 
 Owns the names and life of disk files. Refuses to know what is inside them: that is the hypervisor's. A disk under
 construction has a name of its attempt and becomes the volume's by `commit`; nobody ever sees half a disk.
@@ -37,15 +37,16 @@ class Usage:
 class KeepsDrafts(Protocol):
     """What a primary store whose drafts are files has beside the methods of PrimaryStore."""
 
-    async def kept(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+    async def kept(self, volume_id: UUID, work_name: str, suffix: str, *, size: int = 0) -> str:
         """As `draft`, but what an earlier run of this attempt left in the file stays, whatever it is."""
 
 
 class PrimaryStore(Protocol):
     """An open primary store."""
 
-    async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
-        """Local path of a new, absent disk file of this attempt; what an earlier run of it left is removed."""
+    async def draft(self, volume_id: UUID, work_name: str, suffix: str, *, size: int = 0) -> str:
+        """Local path for a new disk of this attempt, a file that is absent or a device that is all zeros; what an earlier run
+        of it left is removed. `size`: the disk's virtual bytes, for a store that must choose a place large enough."""
 
     async def commit(self, volume_id: UUID, work_name: str, suffix: str) -> str:
         """Make the draft the volume's disk, durably (fsync, rename, fsync). Returns its name within the store. Twice is
@@ -55,7 +56,7 @@ class PrimaryStore(Protocol):
         """Remove the draft; absent is fine."""
 
     def locate(self, name: str) -> str:
-        """Local path of a committed disk. Raises WorkFailed when the name leaves the store."""
+        """Local path of a committed disk, no symbolic link. Raises WorkFailed when the name leaves the store."""
 
     async def exists(self, name: str) -> bool:
         """Whether the disk is there."""

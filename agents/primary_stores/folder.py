@@ -40,13 +40,13 @@ class FolderPrimaryStore:
     def _draft(self, volume_id: UUID, work_name: str, suffix: str) -> Path:
         return self.root / draft_name(volume_id, work_name, suffix)
 
-    async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+    async def draft(self, volume_id: UUID, work_name: str, suffix: str, *, size: int = 0) -> str:
         """See PrimaryStore."""
         path = self._draft(volume_id, work_name, suffix)
         await self._run(lambda: path.unlink(missing_ok=True))
         return str(path)
 
-    async def kept(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+    async def kept(self, volume_id: UUID, work_name: str, suffix: str, *, size: int = 0) -> str:
         """See KeepsDrafts."""
         return str(self._draft(volume_id, work_name, suffix))
 

@@ -46,7 +46,7 @@ class MemoryPrimaryStore:
         DISKS.pop(path, None)
         await asyncio.to_thread(lambda: Path(path).unlink(missing_ok=True))
 
-    async def draft(self, volume_id: UUID, work_name: str, suffix: str) -> str:
+    async def draft(self, volume_id: UUID, work_name: str, suffix: str, *, size: int = 0) -> str:
         """See PrimaryStore."""
         path = str(await self._root() / draft_name(volume_id, work_name, suffix))
         await self._remove(path)

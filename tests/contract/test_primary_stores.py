@@ -1,4 +1,4 @@
-"""The primary store contract on a folder and on memory, and what is the folder's own."""
+"""The primary store contract on a folder, on block devices and on memory, and what is the folder's own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 from agents.hypervisors.memory import MemoryHypervisor
 from agents.primary_stores import folder
 from agents.primary_stores.base import PrimaryStore
+from agents.primary_stores.block import BlockPrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
 from agents.primary_stores.memory import MemoryPrimaryStore
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
 from tests.contract.hypervisor import image_file
+from tests.services.loop_devices import LoopDevices
 
 Make = Callable[[str, bytes], Awaitable[None]]
 Content = Callable[[str], Awaitable[bytes]]
@@ -26,6 +28,13 @@ OUTSIDE = ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\0b"]
 
 class PrimaryStoreContract:
     """What every primary store must do. `make` puts a disk at a path, `content` reads it, as its hypervisor would."""
+
+    RESERVES = False
+    """A draft has its place at once: a device that is all zeros, in place of a path where nothing is."""
+
+    def fresh(self, draft: str) -> bool:
+        """Nothing is there that somebody could read."""
+        return not any(Path(draft).read_bytes()) if self.RESERVES else not os.path.exists(draft)
 
     @pytest.fixture
     def store(self) -> PrimaryStore:
@@ -45,10 +54,10 @@ class PrimaryStoreContract:
     async def test_a_draft_becomes_the_volume(self, store: PrimaryStore, make: Make, content: Content) -> None:
         volume = uuid4()
         draft = await store.draft(volume, "w.1", "qcow2")
-        assert not os.path.exists(draft)
+        assert self.fresh(draft)
         await make(draft, b"disk")
         name = f"{volume}.qcow2"
-        assert not await store.exists(name) and await store.names() == [Path(draft).name]
+        assert not await store.exists(name) and await store.names() == [f".{volume}.w.1.qcow2"]
         for _ in range(2):  # twice is once
             assert await store.commit(volume, "w.1", "qcow2") == name
         assert await store.exists(name) and await store.names() == [name]
@@ -58,7 +67,7 @@ class PrimaryStoreContract:
         volume = uuid4()
         await make(await store.draft(volume, "w.1", "qcow2"), b"half")
         again = await store.draft(volume, "w.1", "qcow2")
-        assert await store.names() == [] and not os.path.exists(again)
+        assert await store.names() == [f".{volume}.w.1.qcow2"] * self.RESERVES and self.fresh(again)
 
     async def test_attempts_do_not_meet(self, store: PrimaryStore, make: Make, content: Content) -> None:
         volume = uuid4()
@@ -70,6 +79,18 @@ class PrimaryStoreContract:
             await store.discard(volume, "w.1", "qcow2")
         assert await store.names() == [f"{volume}.qcow2"]
         assert await content(store.locate(f"{volume}.qcow2")) == b"new"
+
+    async def test_a_disk_made_again_replaces_the_first(self, store: PrimaryStore, make: Make, content: Content) -> None:
+        """The report of the first attempt was lost."""
+        volume = uuid4()
+        for work, body in (("w.1", b"first"), ("w.2", b"second")):
+            await make(await store.draft(volume, work, "qcow2"), body)
+            assert await store.commit(volume, work, "qcow2") == f"{volume}.qcow2"
+        assert await store.names() == [f"{volume}.qcow2"]
+        assert await content(store.locate(f"{volume}.qcow2")) == b"second"
+        before = await store.usage()
+        await store.delete(volume)
+        assert (await store.usage()).free >= before.free and await store.names() == []
 
     async def test_commit_without_a_draft_fails(self, store: PrimaryStore) -> None:
         with pytest.raises(WorkFailed):
@@ -131,6 +152,31 @@ class TestMemory(PrimaryStoreContract):
         await MemoryHypervisor().adopt(draft, format=ImageFormat.QCOW2, grow_to=0)
         assert not os.path.exists(draft)
         assert await content(store.locate(await store.commit(volume, "w.1", "qcow2"))) == b"disk"
+
+
+class TestBlock(PrimaryStoreContract):
+    RESERVES = True
+
+    @pytest.fixture
+    async def store(self, tmp_path: Path, loop_devices: LoopDevices) -> PrimaryStore:
+        made = BlockPrimaryStore(tmp_path / "p")
+        await made.prepare([loop_devices.make(4 << 20) for _ in range(3)])
+        return made
+
+    @pytest.fixture
+    def make(self) -> Make:
+        async def put(path: str, body: bytes) -> None:
+            with open(path, "r+b") as device:
+                device.write(body)
+
+        return put
+
+    @pytest.fixture
+    def content(self) -> Content:
+        async def get(path: str) -> bytes:
+            return Path(path).read_bytes().rstrip(b"\0")
+
+        return get
 
 
 class TestFolder(PrimaryStoreContract):

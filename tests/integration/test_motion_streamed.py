@@ -1,0 +1,169 @@
+"""Parts that are never in memory as a whole, with tiny limits: through every store, byte for byte, within the buffers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from agents.buffers import Buffers
+from agents.hypervisors.base import Extent
+from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores.base import ImageStore
+from agents.image_stores.folder import FolderImageStore
+from agents.image_stores.memory import MemoryImageStore
+from agents.image_stores.s3 import S3ImageStore
+from agents.image_stores.swift import SwiftImageStore
+from agents.manifest import verify_object
+from agents.motion.direct import read_image, write_image
+from agents.motion.streamed import StreamedPart
+from schema.failure import Failed, WorkFailed
+from schema.image import ImageRef, StoreSpec
+from tests.services.s3_fixture import s3_spec
+from tests.services.swift_fixture import swift_spec
+from tests.support.images import MIB, img, make_disk
+
+PART, WHOLE, ROOM = 6 * MIB, 2 * MIB, 9 * MIB
+"""S3 has no smaller parts than 5 MiB. Two slices of 2 MiB each: the buffers hold two parts' slices, never a part and a half."""
+
+
+class Noise:
+    """A device of noise, which can be changed, and counts what is read of it."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(random.Random(4).randbytes(size))
+        self.size, self.read_bytes = size, 0
+
+    async def extents(self) -> list[Extent]:
+        return [Extent(offset=0, length=self.size, zero=False)]
+
+    async def read_into(self, buffer: memoryview, offset: int) -> None:
+        await asyncio.sleep(0)
+        buffer[:] = self.data[offset:offset + len(buffer)]
+        self.read_bytes += len(buffer)
+
+
+def spec(provider: str, url: str) -> StoreSpec:
+    """A store with a prefix of its own."""
+    return StoreSpec(id=uuid4(), name="s", provider=provider, url=url, prefix=str(uuid4()))
+
+
+@pytest.fixture(params=["memory", "folder", pytest.param("s3", marks=pytest.mark.needs_s3),
+                        pytest.param("s3-md5", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ImageStore]:
+    opened: ImageStore
+    match request.param:
+        case "memory":
+            opened = await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
+        case "folder":
+            (tmp_path / "store").mkdir()
+            opened = await FolderImageStore.open(spec("folder", f"folder://{tmp_path / 'store'}"), {})
+        case "swift":
+            swift = request.getfixturevalue("swift_server")
+            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
+        case sums:
+            server = request.getfixturevalue("s3_server")
+            opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})
+            from agents.image_stores import s3
+            monkeypatch.setattr(s3, "CHECKS", {(opened.place.shown, opened.bucket): sums == "s3"})
+    await opened.test("probe")
+    yield opened
+    await opened.aclose()
+
+
+async def write(device: Any, store: ImageStore, buffers: Buffers, key: str = "k/streamed") -> ImageRef:
+    """Stream it."""
+    return await write_image(device, store, store_id=uuid4(), key=key, kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
+                             work="w.1", installation="i", progress=lambda *_: None, part=PART, whole=WHOLE, buffers=buffers)
+
+
+@pytest.mark.needs_qemu
+@pytest.mark.usefixtures("qemu")
+async def test_byte_for_byte_within_the_buffers(store: ImageStore, tmp_path: Path) -> None:
+    path, back, buffers = tmp_path / "disk.qcow2", tmp_path / "back.qcow2", Buffers(ROOM)
+    await make_disk(path, 64 * MIB, [(0, 9 * MIB), (20 * MIB, 11 * MIB)])
+    async with KvmHypervisor().open(str(path)) as device:
+        image = await write(device, store, buffers)
+    assert buffers.lent == 0 and 4 * MIB <= buffers.peak <= ROOM
+    await verify_object(store, image.key)
+    await read_image(store, image, str(back), hypervisor=KvmHypervisor(), progress=lambda *_: None)
+    img("compare", "-f", "qcow2", "-F", "qcow2", str(path), str(back))
+
+
+async def test_a_disk_that_changes_while_it_is_read_is_never_stored(store: ImageStore) -> None:
+    """Where a part is read twice, the two readings must agree; where once, there is nothing to disagree with."""
+    device, buffers = Noise(8 * MIB), Buffers(ROOM)
+    real = device.read_into
+
+    async def read(buffer: memoryview, offset: int) -> None:
+        await real(buffer, offset)
+        if device.read_bytes > device.size + MIB:
+            buffer[0] ^= 1
+
+    device.read_into = read  # type: ignore[method-assign] # a device gone bad
+    twice = isinstance(store, S3ImageStore)
+    with pytest.raises(Failed) if twice else contextlib.nullcontext():
+        await write(device, store, buffers)
+    assert buffers.lent == 0
+    if twice:
+        assert [info.key async for info in store.list("k")] == [] and list(await store.unfinished("k")) == []
+
+
+async def test_a_disk_that_cannot_be_read_says_so_and_leaves_nothing(store: ImageStore) -> None:
+    device, buffers = Noise(8 * MIB), Buffers(ROOM)
+    real = device.read_into
+
+    async def read(buffer: memoryview, offset: int) -> None:
+        if device.read_bytes > 10 * MIB or (not isinstance(store, S3ImageStore) and device.read_bytes > 5 * MIB):
+            raise WorkFailed("the disk cannot be read", field="volumeid")
+        await real(buffer, offset)
+
+    device.read_into = read  # type: ignore[method-assign] # a device gone bad
+    with pytest.raises(WorkFailed, match="the disk cannot be read"):
+        await write(device, store, buffers)
+    assert buffers.lent == 0
+    assert [info.key async for info in store.list("k")] == [] and list(await store.unfinished("k")) == []
+
+
+async def test_cancelled_it_stops_and_leaves_nothing(store: ImageStore) -> None:
+    device, buffers, begun = Noise(40 * MIB), Buffers(ROOM), asyncio.Event()
+    real = device.read_into
+
+    async def read(buffer: memoryview, offset: int) -> None:
+        await real(buffer, offset)
+        if device.read_bytes > 15 * MIB:
+            begun.set()
+            await asyncio.sleep(0.02)
+
+    device.read_into = read  # type: ignore[method-assign] # slower, so that there is a middle
+    task = asyncio.create_task(write(device, store, buffers))
+    await asyncio.wait_for(begun.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert buffers.lent == 0
+    assert [info.key async for info in store.list("k")] == [] and list(await store.unfinished("k")) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 64])
+async def test_slices(size: int) -> None:
+    data = random.Random(size).randbytes(size + 10)
+
+    async def fill(offset: int, view: memoryview) -> None:
+        await asyncio.sleep(0)
+        view[:] = data[offset:offset + len(view)]
+
+    part, buffers = StreamedPart(fill, 10, size, piece=8, buffers=(kept := Buffers(16))), kept
+    for _ in range(2):
+        assert b"".join([bytes(view) async for view in part.slices()]) == data[10:]
+    assert buffers.lent == 0 and buffers.peak <= 16
+    async with contextlib.aclosing(part.slices()) as slices:
+        async for _ in slices:
+            break
+    assert buffers.lent == 0

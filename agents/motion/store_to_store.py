@@ -1,8 +1,9 @@
 """The strategy `store-to-store`: an object and its manifest from one image store into another, through this host's memory.
 
-Owns the copy: ranged reads, every part compared with the source's manifest before it is sent, written in parts whose digests
-the target checks, the manifest last. Memory comes from the process's buffers; large parts are streamed, and may be compared only
-when they are sent. Cancelled or failed, it leaves nothing in the target and changes nothing in the source. Refuses deltas: a chain never spans two stores. No command uses it yet: its order is its own.
+Owns the copy: ranged reads, every part compared with the source's manifest, written in parts whose digests the target checks, the
+manifest last. Memory comes from the process's buffers; large parts are streamed, and compared while they are sent. Cancelled or
+failed, it leaves nothing in the target and changes nothing in the source. Refuses deltas: a chain never spans two stores. No
+command uses it yet: its order is its own.
 """
 
 from __future__ import annotations

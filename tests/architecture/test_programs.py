@@ -14,6 +14,7 @@ STARTERS = {
     "agents/qemu.py": "qemu's programs, in the sandbox",
     "agents/sandbox.py": "tries once whether the sandbox works, with `true`",
     "agents/mover.py": "the agent's own child",
+    "agents/primary_stores/block_device.py": "blkid, on a device before it is taken; it changes nothing",
     "bus/postgres_server.py": "the embedded Postgres",
     "api/demo.py": "`storebus up` and the command of the demo",
     "api/demo_image.py": "mkfs.ext4 and e2fsck on the demo's own file",

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import uvloop
 
-from bench import append, backup, commands, incremental, planning, replay
+from bench import append, backup, commands, incremental, memory, planning, replay
 from bench.measure import Result
 from bench.sides import S3Side, Side, SwiftSide
 from tests.services.postgres import start_postgres
@@ -23,7 +23,7 @@ from tests.services.swift import start_swift
 
 SPINE = ("plan", "append", "commands", "latency", "replay", "backup")
 """The planner, the log, the bus and one backup: `make bench`."""
-MOTION = ("halves", "restore", "zstd", "incremental", "swift")
+MOTION = ("halves", "restore", "zstd", "incremental", "memory", "swift")
 """What moves bytes, in more detail: `make bench ROWS=motion`. Both together would take more than ten minutes."""
 
 
@@ -66,7 +66,7 @@ async def _results(names: set[str]) -> AsyncIterator[Result]:
             await postgres.stop()
             postgres.remove()
     for name, measure in (("backup", backup.run), ("halves", backup.run_halves), ("restore", backup.run_restore),
-                          ("zstd", backup.run_compressed), ("incremental", incremental.run)):
+                          ("zstd", backup.run_compressed), ("incremental", incremental.run), ("memory", memory.run)):
         if name in names:
             async with _side(_s3) as side:
                 yield await measure(side)

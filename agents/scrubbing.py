@@ -1,15 +1,17 @@
 """Scrubbing: what rests in a store is read again, every byte, and compared with what was written. Nothing is changed.
 
 Owns what is looked at and how findings are told: all of an object's parts, its root, its size and its manifest; and objects
-that nobody knows. Refuses to judge: what was deleted meanwhile looks damaged or missing here, and the handlers know better. An
-object that cannot be read is no damage; several in a row are a store that is away.
+that nobody knows (names of links that may be there are known). Refuses to judge: what was deleted meanwhile looks damaged or
+missing here, and the handlers know better. An object that cannot be read is no damage; several in a row are a store that is away.
 """
 
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 
 from agents.image_stores.base import ImageStore
+from agents.image_stores.links import ended_by
 from agents.manifest import manifest_key, object_key, verify_object
 from agents.motion.base import Progress
 from schema.agent import Scrubbed, ScrubObjects
@@ -60,10 +62,13 @@ async def strangers(order: ScrubObjects, store: ImageStore) -> tuple[list[Stray]
     known = {marks[at:at + MARK_BYTES] for at in range(0, len(marks), MARK_BYTES)}
     found: dict[str, int] = {}
     count = 0
+    now = datetime.now(UTC)
     async for info in store.list(order.store.prefix):
         owner = object_key(info.key) or info.key
         marked = mark(owner)
         if marked in known or slice_of(marked, order.slices) != order.slice or _probe(order.store.prefix, owner):
+            continue
+        if ended_by(order.store.prefix, info.key, now) is False:
             continue
         if owner in found:  # its manifest, or the object of a manifest
             found[owner] = max(found[owner], info.size) if owner == info.key else found[owner]

@@ -98,7 +98,7 @@ class DeleteImages(Order, type="order.delete_images"):
 
 class ScrubObjects(Order, type="order.scrub_objects"):
     """Read these objects and compare every part, the root, the size and the manifest with what was written; name the objects
-    in the store that are not known. Nothing is changed. Reports a Scrubbed."""
+    in the store that are not known. Nothing is changed; what is left of links that have ended goes first. Reports a Scrubbed."""
 
     store: StoreSpec
     objects: list[ScrubTarget]

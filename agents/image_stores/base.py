@@ -135,6 +135,19 @@ class Remote(Protocol):
         """Seconds by which the store's clock is ahead of this host's, to a second or so; None when it tells no time."""
 
 
+@runtime_checkable
+class Linkable(Protocol):
+    """What a store with the capability presigned_get has beside the methods of ImageStore. `links` makes the links of it."""
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """A URL by which anyone may get this object, and no other, for 1 second to 7 days. It is a secret."""
+
+    async def alias(self, key: str, to: str) -> None:
+        """Make `to`, which is no object yet, an object with the bytes of `key`, made by the store itself: none pass through
+        here. Deleting `to` leaves `key` whole; after a failure the caller deletes `to`. Raises WorkFailed when `key` is
+        absent, Refused when the store cannot."""
+
+
 class ImageStore(Protocol):
     """A store that is open. Made by `open`; closed by `aclose`."""
 
@@ -143,9 +156,8 @@ class ImageStore(Protocol):
     SCOPE: ClassVar[str]
     """ZONE or REGION: how far one store reaches."""
     CAPABILITIES: ClassVar[frozenset[str]]
-    """Of: ranged_read, parallel_parts, presigned_get, integrity_md5, resume_upload (see Resumable), free_room (see Measured).
-    With presigned_get the store also has
-    `async def presign(self, key: str, expires_s: int) -> str`: a link by which anyone may get the object for a while."""
+    """Of: ranged_read, parallel_parts, presigned_get (see Linkable), integrity_md5, resume_upload (see Resumable), free_room
+    (see Measured)."""
     Settings: ClassVar[type[BaseModel]]
     """The `details` it takes; secret ones are pydantic SecretStr (so `format: password` in the schema)."""
 

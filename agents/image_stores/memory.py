@@ -2,15 +2,20 @@
 
 It owns one dictionary per url, shared by everyone in the process who opens that url, so that an agent can be closed and
 opened again. It refuses to touch disk or network. `bucket(url)` gives tests the inside: what is stored, and `before`,
-an awaitable called with (operation, key) before each operation, which may raise or wait.
+an awaitable called with (operation, key) before each operation, which may raise or wait. Nobody serves its links but a test
+that sets `links_at` and answers as `Bucket.linked` says.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
+import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
+from urllib.parse import quote
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -35,6 +40,20 @@ class Bucket:
     before: Callable[[str, str], Awaitable[None]] | None = None
     secret: str = ""
     """When set, the secret key that `open` asks for."""
+    links_at: str = ""
+    """Where this dictionary's links are served, http://host:port."""
+    signing: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def sign(self, key: str, expires: int) -> str:
+        """What a link to this object until this time carries."""
+        return hmac.new(self.signing, f"{expires} {key}".encode(), "sha256").hexdigest()
+
+    def linked(self, key: str, query: Mapping[str, str], now: float) -> bytes | int:
+        """What a link gives: the object, or 403 or 404."""
+        expires, signature = query.get("expires", ""), query.get("signature", "")
+        if not expires.isdigit() or int(expires) <= now or not hmac.compare_digest(signature, self.sign(key, int(expires))):
+            return 403
+        return self.objects.get(key, 404)
 
 
 _buckets: dict[str, Bucket] = {}
@@ -126,7 +145,8 @@ class MemoryImageStore:
 
     PROVIDER: ClassVar[str] = "memory"
     SCOPE: ClassVar[str] = "REGION"
-    CAPABILITIES: ClassVar[frozenset[str]] = frozenset({"ranged_read", "parallel_parts", "resume_upload"})
+    CAPABILITIES: ClassVar[frozenset[str]] = frozenset(
+        {"ranged_read", "parallel_parts", "presigned_get", "resume_upload"})
     Settings: ClassVar[type[BaseModel]] = MemorySettings
 
     def __init__(self, bucket: Bucket, name: str = "") -> None:
@@ -208,6 +228,19 @@ class MemoryImageStore:
         await self._called("unfinished", prefix)
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         return sorted({key for key, _ in self._bucket.uploads.values() if key.startswith(below)})
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """A URL of whoever serves this dictionary."""
+        await self._called("presign", key)
+        expires = int(time.time()) + expires_s
+        return f"{self._bucket.links_at or 'memory:'}/{quote(key)}?expires={expires}&signature={self._bucket.sign(key, expires)}"
+
+    async def alias(self, key: str, to: str) -> None:
+        """The same bytes under another key."""
+        await self._called("alias", key)
+        if key not in self._bucket.objects:
+            raise WorkFailed(f"{at(f'read {key}', self.name)}: the object is absent", remedy="it was deleted or never written")
+        self._bucket.objects[to] = self._bucket.objects[key]
 
     async def test(self, prefix: str) -> Sequence[str]:
         """The same steps as any store."""

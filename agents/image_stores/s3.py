@@ -31,6 +31,7 @@ from agents import stall
 from agents.image_stores.base import Limits, ObjectInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
+from agents.image_stores.s3_copy import copy
 from agents.image_stores.s3_errors import understand
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, Body, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
@@ -277,6 +278,10 @@ class S3ImageStore:
         """Abort one upload; one that is already gone is fine."""
         await self.ask(f"end the upload of {key}", lambda: self.client.abort_multipart_upload(
             Bucket=self.bucket, Key=key, UploadId=upload), absent=("NoSuchUpload", "NoSuchKey"))
+
+    async def alias(self, key: str, to: str) -> None:
+        """A copy that the store makes: it takes as many bytes again until it is deleted."""
+        await copy(self, key, to)
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""

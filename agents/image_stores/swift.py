@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets as random_secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
-from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from pydantic import BaseModel
 from swiftclient import client as swift
 from swiftclient.exceptions import ClientException
-from swiftclient.utils import generate_temp_url
 
 from agents.image_stores.base import Limits, ObjectInfo, PartInfo
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.security import ahead
+from agents.image_stores.several import each
 from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, status_of, understand
+from agents.image_stores.swift_links import ALIAS_OF, make_alias, new_key, presign
 from agents.image_stores.swift_settings import SwiftSettings, find_account
 from agents.image_stores.swift_upload import BEGUN, FOLDER, MADE_BY, PART_SIZE, SwiftUpload, put_bytes, segments_of
 from agents.image_stores.trouble import Damaged, at
@@ -46,8 +45,6 @@ SWEEPS = 5
 LAG_S = 20.0
 """How long a listing may lag behind while a store is tested."""
 MAX_PAGES = 1_000_000
-KEYS = ("x-container-meta-temp-url-key", "x-container-meta-temp-url-key-2")
-"""The two keys that links of a container may be signed with: the present one and the one before."""
 
 
 class SwiftImageStore:
@@ -206,8 +203,11 @@ class SwiftImageStore:
         return resumed if _fit(await resumed.parts(), part_size) else None
 
     async def delete(self, key: str) -> None:
-        """The object with the segments that its manifest names, then whatever lies under its uploads."""
+        """The object with the segments that its manifest names (an alias without), then whatever lies under its uploads."""
         seen = await self.look(key)
+        if seen is not None and seen.get(ALIAS_OF):
+            await self.remove(key)  # what its manifest names is another object's
+            return
         if seen is not None and seen.get("x-static-large-object"):
             # Its answer tells little (200 also when parts were not found): what follows makes sure.
             await self.client.ask(f"delete {key}", lambda line, grant: swift.delete_object(
@@ -273,7 +273,7 @@ class SwiftImageStore:
                     left.append(key)
                     return
 
-        await _each(found, judge)
+        await each(found, judge, width=WIDTH)
         return sorted(left)
 
     async def has_segment(self, name: str) -> bool:
@@ -292,7 +292,7 @@ class SwiftImageStore:
 
     async def remove_segments(self, names: Iterable[str]) -> None:
         """Delete these."""
-        await _each(names, self.remove_segment)
+        await each(names, self.remove_segment, width=WIDTH)
 
     async def sweep(self, start: str, *, keep: str = "") -> None:
         """Delete every segment whose name starts with `start` and not with `keep`, until none is left."""
@@ -313,46 +313,19 @@ class SwiftImageStore:
 
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""
-        if not 1 <= expires_s <= 7 * 86400:
-            raise WorkFailed(f"a link of {expires_s} s is outside 1 s to 7 days")
         if self.segments != self.container and MADE_BY in (await self.look(key) or {}):
-            raise WorkFailed("a link does not open segments in another container", field="details.segmentcontainer",
-                             remedy="leave segmentcontainer out for stores whose images are linked to")
-        signing = (await self._signing_keys())[0] or await self._new_key()
-        grant = await self.client.grant()
-        parts = urlsplit(grant.url)
-        digests = self.info["tempurl"].get("allowed_digests") or ["sha256"]
-        path = generate_temp_url(f"{parts.path}/{self.container}/{key}", expires_s, signing, "GET",
-                                 digest="sha256" if "sha256" in digests else str(digests[0]))
-        where, _, query = path.rpartition("?")
-        return f"{parts.scheme}://{parts.netloc}{quote(where)}?{query}"
+            raise _apart()
+        return await presign(self, key, expires_s)
+
+    async def alias(self, key: str, to: str) -> None:
+        """A manifest that names the object: it takes no bytes, and gives them for as long as the object is there."""
+        if self.segments != self.container:
+            raise _apart()
+        await make_alias(self, key, to)
 
     async def rotate(self) -> None:
         """Sign links with a new key. Those of the key before stay valid until the next rotation, older ones end now."""
-        await self._new_key()
-
-    async def _signing_keys(self) -> tuple[str, str]:
-        """The present key and the one before; "" where there is none. Only an operator of the account is shown them."""
-        if "tempurl" not in self.info:
-            raise WorkFailed("this Swift signs no links", field="url", remedy="put tempurl into its proxy's pipeline")
-        seen = await self.client.ask("look for the key of links", lambda line, grant: swift.head_container(
-            grant.url, grant.token, self.container, http_conn=line.http))
-        return seen.get(KEYS[0], ""), seen.get(KEYS[1], "")
-
-    async def _new_key(self) -> str:
-        """Make a key the present one, and the present one that before. Answers what the container then has: of two writers
-        one wins, and both use its key."""
-        present, _ = await self._signing_keys()
-        given = self.settings.tempurlsecret
-        made = given.get_secret_value() if given is not None and not present else random_secrets.token_urlsafe(32)
-        headers = {KEYS[0]: made} | ({KEYS[1]: present} if present else {})
-        await self.client.ask("change the key of links", lambda line, grant: swift.post_container(
-            grant.url, grant.token, self.container, headers, http_conn=line.http), changes=True)
-        found, _ = await self._signing_keys()
-        if not found:
-            raise WorkFailed("the user may not see the key of links", field="details.username",
-                             remedy="make it an operator of the account")
-        return found
+        await new_key(self)
 
     # --- the store itself ---------------------------------------------------------------------------------------------
 
@@ -435,26 +408,14 @@ async def _capabilities(client: SwiftClient) -> Mapping[str, Any]:
     return info or USUAL
 
 
+def _apart() -> WorkFailed:
+    return WorkFailed("a link does not open segments in another container", field="details.segmentcontainer",
+                      remedy="leave segmentcontainer out for stores whose images are linked to")
+
+
 def _broken(key: str, name: str) -> WorkFailed:
     return WorkFailed(f"{at(f'read {key}', name)}: a segment of the object is missing or was changed",
                       field="details.segmentcontainer", remedy="use another copy of the image")
-
-
-async def _each(items: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:
-    """Do it for all, a few at once; the first failure ends the others."""
-    todo = iter(items)
-
-    async def work() -> None:
-        for item in todo:
-            await act(item)
-
-    tasks = [asyncio.create_task(work()) for _ in range(WIDTH)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def below(prefix: str) -> str:

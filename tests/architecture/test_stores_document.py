@@ -13,6 +13,7 @@ from tests.architecture.tree import ROOT
 from tests.contract import test_image_store_faults, test_image_stores
 from tests.contract.image_store import ImageStoreContract
 from tests.contract.image_store_faults import Fault, FaultContract, Operation, Rig
+from tests.contract.image_store_links import LinksContract
 from tests.contract.image_store_resume import ResumeContract
 from tests.support.faulty_stores import RIGS
 
@@ -55,6 +56,8 @@ def contract_refuses(rig: type[Rig], test: str) -> str:
         return "it has no resume_upload"
     if test == "test_parts_outlive_a_writer_that_is_killed" and rig.ON == "double":
         return "what it holds ends with its process"
+    if test in vars(LinksContract) and ("presigned_get" in has) == (test == "test_a_store_without_links_says_what_is_missing"):
+        return "it has presigned_get" if "presigned_get" in has else "it has no presigned_get: making a link is refused"
     if test == "test_skipped_parts_are_zeros" and not rig.SKIPS_PARTS:
         return "its limits say that no part may be left out, and the rest of the contract holds it to that"
     if test == "test_tells_its_free_room_where_it_says_so" and "free_room" not in has:

@@ -31,13 +31,14 @@ from agents.manifest import (
 )
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import ImageFormat, Manifest
+from tests.contract.image_store_links import LinksContract
 from tests.contract.image_store_resume import Place, ResumeContract, data, keys
 from tests.contract.image_store_scrub import ScrubContract
 
 __all__ = ["ImageStoreContract", "Place", "data", "keys"]
 
 
-class ImageStoreContract(ResumeContract, ScrubContract):
+class ImageStoreContract(ResumeContract, ScrubContract, LinksContract):
     """What every image store must do."""
 
     PAGE = 7

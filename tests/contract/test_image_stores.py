@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
 
+from agents.image_stores.base import ImageStore
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.nfs import NfsImageStore
@@ -21,6 +24,7 @@ from tests.services.s3_fixture import s3_server, s3_spec
 from tests.services.seaweedfs import SeaweedFS
 from tests.services.swift import SwiftServer
 from tests.services.swift_fixture import swift_server, swift_spec
+from tests.support.memory_links import served
 
 __all__ = ["s3_server", "swift_server"]
 
@@ -30,6 +34,9 @@ class TestMemory(ImageStoreContract):
     def place(self) -> Place:
         spec = StoreSpec(id=uuid4(), name="m", provider="memory", url=f"memory://{uuid4()}", prefix=str(uuid4()))
         return Place(MemoryImageStore, spec, outlives=False)
+
+    def serving(self, store: ImageStore) -> AbstractContextManager[None]:
+        return served(cast(MemoryImageStore, store)._bucket)
 
 
 class TestFolder(ImageStoreContract):

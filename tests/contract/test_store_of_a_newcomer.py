@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
 from agents.image_stores import memory, registry
+from agents.image_stores.base import ImageStore
 from schema.image import StoreSpec
 from tests.contract import test_image_stores
 from tests.contract.image_store import ImageStoreContract, Place
+from tests.support.memory_links import served
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,6 +44,9 @@ class TestNewcomer(ImageStoreContract):
     def place(self) -> Place:
         spec = StoreSpec(id=uuid4(), name="n", provider="Newcomer", url=f"memory://{uuid4()}", prefix=str(uuid4()))
         return Place(registry.load(spec.provider), spec, outlives=False)
+
+    def serving(self, store: ImageStore) -> AbstractContextManager[None]:
+        return served(cast(Any, store)._bucket)
 
     def test_it_is_announced(self) -> None:
         announced = {provider.name: provider for provider in registry.providers()}

@@ -15,7 +15,8 @@ from uuid import uuid4
 import pytest
 from botocore.exceptions import ClientError
 
-from agents.image_stores import s3, s3_upload
+from agents.image_stores import s3, s3_copy, s3_upload
+from agents.image_stores.links import make_link, revoke_link
 from agents.image_stores.registry import open_store
 from agents.image_stores.s3 import S3ImageStore
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
@@ -424,3 +425,28 @@ async def test_a_presigned_link_gives_the_object_to_anyone_until_it_ends(store: 
     for seconds in (0, 8 * 86400):
         with pytest.raises(WorkFailed):
             await store.presign(key, seconds)
+
+
+async def test_a_large_object_is_copied_in_parts_by_the_store_and_a_failed_copy_leaves_nothing(
+        store: S3ImageStore, key: str, spec: StoreSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size from which on a copy takes several requests is made small: 5 MiB is the least part S3 has."""
+    monkeypatch.setattr(s3_copy, "AT_ONCE", 5 << 20)
+    body = data((15 << 20) + 7)
+    await store.put(key, body)
+    pieces: list[str] = []
+    store.client.meta.events.register("before-call.s3.UploadPartCopy", lambda params, **_: pieces.append(
+        params["headers"]["x-amz-copy-source-range"]))
+    link = await make_link(store, spec, key, 60)
+    assert sorted(pieces) == sorted(["bytes=0-5242879", "bytes=5242880-10485759", "bytes=10485760-15728639",
+                                     "bytes=15728640-15728646"])
+    assert await store.read(f"{spec.prefix}/links/{link.id}", 0, len(body)) == body
+    await revoke_link(store, spec, link.id)
+
+    def lost(params: object, **_: object) -> None:
+        raise ClientError({"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}}, "UploadPartCopy")
+
+    store.client.meta.events.register("before-call.s3.UploadPartCopy", lost)
+    with pytest.raises(WorkFailed, match="changed meanwhile"):
+        await make_link(store, spec, key, 60)
+    assert await keys(store, spec.prefix) == [key]
+    assert list(await store.unfinished(spec.prefix)) == []

@@ -7,6 +7,7 @@ cancelled. Refuses to know how orders come and reports go: that is `runtime`; an
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,13 +16,14 @@ from typing import Any
 
 from agents.hypervisors.base import ChangeTracking
 from agents.image_stores.base import Measured
-from agents.image_stores.links import sweep_links
+from agents.image_stores.links import make_link, revoke_link, sweep_links
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
 from agents.primary_stores.base import KeepsDrafts
 from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
+from bus.grant_sealing import answer_to, seal_to
 from schema.agent import (
     CreateDisk,
     DeleteDisk,
@@ -30,7 +32,10 @@ from schema.agent import (
     DropSnapshot,
     FetchImage,
     ImageResult,
+    LinkMade,
+    MakeLink,
     Result,
+    RevokeLink,
     ScrubObjects,
     SnapshotFrozen,
     StoreTested,
@@ -85,6 +90,23 @@ async def scrub_objects(order: ScrubObjects, tools: Toolbox, secrets: Secrets, p
         if swept := await sweep_links(store, order.store, datetime.now(UTC)):
             log.info("%d links of the image store %s had ended and were removed", len(swept), order.store.name)
         return await scrub(order, store, progress)
+
+
+async def give_link(order: MakeLink, tools: Toolbox, secrets: Secrets, progress: Progress) -> LinkMade:
+    """A link whose URL leaves this process sealed. What is left of links that have ended goes first: they never pile up."""
+    async with tools.store(order.store, secrets) as store:
+        await sweep_links(store, order.store, datetime.now(UTC))
+        progress("link", 0, 0)
+        link = await make_link(store, order.store, order.key, order.lifetime_s, revocable=order.revocable)
+        sealed = seal_to(base64.b64decode(order.seal_to), link.url.encode(), answer_to(order.work_id))
+        return LinkMade(link_id=link.id, expires_at=link.expires_at, sealed_url=base64.b64encode(sealed).decode())
+
+
+async def end_link(order: RevokeLink, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """Its URL gives nothing when this returns."""
+    async with tools.store(order.store, secrets) as store:
+        await revoke_link(store, order.store, order.link_id)
+    return Result()
 
 
 async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskCreated:
@@ -170,6 +192,8 @@ OPERATIONS: dict[type[Order], Operation] = {
     FetchImage: fetch_image,
     DeleteImages: delete_images,
     ScrubObjects: scrub_objects,
+    MakeLink: give_link,
+    RevokeLink: end_link,
     CreateDisk: create_disk,
     DeleteDisk: delete_disk,
     TakeSnapshot: take_snapshot,

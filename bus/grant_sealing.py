@@ -1,4 +1,4 @@
-"""Sealing to one agent: what leaves the vault is readable by the agent it is for, and by nobody on the way.
+"""Sealing to one agent: what leaves the vault is readable by the agent it is for, and by nobody on the way; and back.
 
 X25519 with a fresh key each time, HKDF-SHA256, AES-256-GCM; the associated data says which reference, agent and order it is
 for, so a sealed secret cannot be passed off as another. Refuses to keep anything.
@@ -7,6 +7,7 @@ for, so a sealed secret cannot be passed off as another. Refuses to keep anythin
 from __future__ import annotations
 
 import os
+from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -15,6 +16,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from schema.failure import Denied
+
+
+def answer_to(work_id: UUID) -> bytes:
+    """What a secret is about that an agent seals to the vault: the work that it was asked for by."""
+    return f"answer|{work_id}".encode()
 
 
 def _key(shared: bytes, info: bytes) -> bytes:
@@ -38,4 +44,4 @@ def unseal(private_key: bytes, sealed: bytes, about: bytes) -> bytes:
         key = _key(own.exchange(X25519PublicKey.from_public_bytes(theirs)), theirs + own.public_key().public_bytes_raw())
         return AESGCM(key).decrypt(nonce, body, about)
     except (InvalidTag, ValueError):
-        raise Denied("a grant was not sealed to this agent for this order", field="sealed") from None
+        raise Denied("a secret was not sealed to this reader for this work", field="sealed") from None

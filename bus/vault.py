@@ -18,10 +18,14 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bus.event_store import EventStore
-from schema.failure import BadParameter, Failed
+from bus.grant_sealing import answer_to, unseal
+from schema.failure import BadParameter, Denied, Failed
 from schema.message import Secret
 
 KEY_BYTES = 32
@@ -75,7 +79,8 @@ class Vault:
     def __init__(self, store: EventStore, key: bytes, *, old_keys: Sequence[bytes] = ()) -> None:
         self._store = store
         self._key = key
-        self._ciphers = {_key_id(each): AESGCM(each) for each in (*old_keys, key)}
+        self._keys = (key, *old_keys)
+        self._ciphers = {_key_id(each): AESGCM(each) for each in self._keys}
 
     def __repr__(self) -> str:
         """Without the key."""
@@ -115,6 +120,21 @@ class Vault:
         except (InvalidTag, ValueError):
             raise VaultBroken(f"what {reference} names was altered", remedy="set the secret again") from None
 
+    @property
+    def public_key(self) -> str:
+        """Base64 X25519 key to which an agent seals a secret that it was asked to make (a link's URL). It follows from the
+        vault's key."""
+        return base64.b64encode(_answering(self._key).public_key().public_bytes_raw()).decode()
+
+    def unseal(self, sealed: str, work_id: UUID) -> str:
+        """The secret that an agent sealed to this vault's public key for this work. Raises VaultBroken."""
+        for key in self._keys:
+            with contextlib.suppress(Denied, ValueError):
+                return unseal(_answering(key).private_bytes_raw(), base64.b64decode(sealed, validate=True),
+                              answer_to(work_id)).decode()
+        raise VaultBroken("what an agent sealed cannot be opened: it is of another work, or for a key that is not here",
+                          remedy="ask for it again")
+
     async def drop(self, reference: str) -> None:
         """Erase the secret; an unknown one counts as erased."""
         await self._store.drop_secret(_id_of(reference))
@@ -122,6 +142,11 @@ class Vault:
 
 def _key_id(key: bytes) -> bytes:
     return hashlib.sha256(b"storebus key id\0" + key).digest()[:_ID_BYTES]
+
+
+def _answering(key: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(
+        HKDF(algorithm=SHA256(), length=32, salt=None, info=b"storebus vault answers").derive(key))
 
 
 def _id_of(reference: str) -> UUID:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -107,6 +108,28 @@ class ScrubObjects(Order, type="order.scrub_objects"):
     slices: int = 1
     slice: int = 0
     """Objects whose mark, as a number modulo `slices`, is this are looked for among the known."""
+
+
+class MakeLink(Order, type="order.make_link"):
+    """Make a URL by which anyone may get an object for a while. Reports a LinkMade, with the URL sealed."""
+
+    store: StoreSpec
+    key: str
+    """The object's."""
+    lifetime_s: int
+    """1 to 604800."""
+    revocable: bool = True
+    """False: it costs nothing, and is good until its end whatever happens."""
+    seal_to: str
+    """Base64 X25519 key of the vault."""
+
+
+class RevokeLink(Order, type="order.revoke_link"):
+    """Make a link's URL give nothing from now on. One that has ended or was revoked counts as revoked."""
+
+    store: StoreSpec
+    link_id: str
+    """As LinkMade said it."""
 
 
 # --- orders to a hypervisor's agent --------------------------------------------------------------------------------
@@ -268,6 +291,17 @@ class Scrubbed(Result):
     unknown: list[Stray] = []
     unknown_count: int = 0
     """All of them, also those beyond the most that are named."""
+
+
+class LinkMade(Result):
+    """Of MakeLink."""
+
+    link_id: str
+    """No secret. Empty: it cannot be revoked."""
+    expires_at: datetime
+    """From then on the store refuses it (UTC)."""
+    sealed_url: str
+    """Base64; only the vault reads it, for this work (`Vault.unseal`)."""
 
 
 class StoreTested(Result):

@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 import bus
+from bus.grant_sealing import answer_to, seal_to
 from bus.installation import Installation, default_data_dir, read_installation, with_password, write_installation
 from bus.sealing import clear_secrets, refuse_password_in_url, sealed
 from bus.vault import Vault, VaultBroken, load_or_create_key, parse_key
@@ -55,6 +56,20 @@ async def test_what_is_sealed_opens_again_and_nowhere_shows() -> None:
     await kept.drop(reference)
     with pytest.raises(VaultBroken, match="names no secret"):
         await kept.open(reference)
+
+
+async def test_what_an_agent_seals_to_the_vault_is_read_by_it_for_that_work_alone() -> None:
+    work_id, kept = uuid4(), vault(Shelf())
+    sealed = seal_to(base64.b64decode(kept.public_key), CANARY.encode(), answer_to(work_id))
+    assert CANARY.encode() not in sealed
+    text = base64.b64encode(sealed).decode()
+    assert kept.unseal(text, work_id) == CANARY
+    assert vault(Shelf(), b"n" * 32, old_keys=[b"k" * 32]).unseal(text, work_id) == CANARY, "the key was changed meanwhile"
+    for other, of, given in ((vault(Shelf(), b"o" * 32), work_id, text), (kept, uuid4(), text), (kept, work_id, text[4:]),
+                             (kept, work_id, ""), (kept, work_id, "no base64")):
+        with pytest.raises(VaultBroken) as broken:
+            other.unseal(given, of)
+        assert CANARY not in str(broken.value)
 
 
 async def test_the_same_command_sent_twice_has_the_same_reference() -> None:

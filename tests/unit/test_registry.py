@@ -46,7 +46,8 @@ def test_every_command_message_can_be_called() -> None:
     """A command that has no API name is one that only Storebus itself sends."""
     messages = {each.TYPE for each in REGISTRY.values() if issubclass(each, Command)}
     assert messages - set(registry.BY_TYPE) == {
-        "snapshot.backup", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub"}
+        "snapshot.backup", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
+        "image_store.remove_leftovers"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

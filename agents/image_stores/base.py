@@ -37,6 +37,9 @@ class Limits:
     """Bytes of the smallest part but the last."""
     max_part: int
     max_parts: int
+    good_part: int = 0
+    """Bytes of a part from which on a byte costs the store no less; 0: a part more or less costs it nothing that counts. Uploads
+    of a store that says so are StreamedUpload."""
     parts_may_skip: bool = False
     """True when parts of zeros need not be written (a file with holes)."""
 

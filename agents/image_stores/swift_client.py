@@ -144,7 +144,7 @@ class Body:
 
 
 class StreamedBody:
-    """A part that is read while it is sent: the thread of the request waits for the loop, which reads the disk.
+    """A part that is read while it is sent, nothing copied: the thread of the request waits for the loop, which reads the disk.
 
     Left, the source is closed."""
 
@@ -166,7 +166,7 @@ class StreamedBody:
     def end(self) -> str:
         """The hexadecimal MD5 of all. Whoever sends by length never asks for what is behind the last byte; the source is whole
         only then."""
-        while self.read(BLOCK):
+        while len(self.read(BLOCK)):
             pass
         return self._md5.hexdigest()
 
@@ -176,13 +176,13 @@ class StreamedBody:
     async def _next(self) -> memoryview:
         return await anext(self._slices, memoryview(b""))
 
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; none at the end."""
+    def read(self, size: int = -1) -> memoryview:
+        """The next bytes, at most `size`; none at the end. They are valid until more is asked for."""
         self._line.check()
         if self._at == len(self._now):
             self._now, self._at = self._wait(self._next()), 0
         end = len(self._now) if size < 0 else min(self._at + size, len(self._now))
-        data, self._at = bytes(self._now[self._at : end]), end
+        data, self._at = self._now[self._at : end], end
         self._md5.update(data)
         return data
 

@@ -40,6 +40,8 @@ from schema.image import ImageFormat, ImageRef, Manifest
 WORKERS = 6
 PART = 8 << 20
 """Bytes of a part, unless the store or the object's size asks for more."""
+FEW_PARTS = 16
+"""Parts of an object at least, where larger ones would be cheaper: they are moved side by side, and resumed from."""
 MOST_PARTS = 10_000
 """Parts of an object in any store: a manifest names each of them."""
 RANGE = 4 << 20
@@ -63,6 +65,11 @@ def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
     return part
 
 
+def good_part(size: int, limits: Limits) -> int:
+    """Bytes of a part that suits the store and the object, for a motion that can stream its parts."""
+    return max(PART, min(limits.good_part, size // FEW_PARTS))
+
+
 async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID, key: str, kind: str, thing_id: UUID,
                       job_id: UUID,
                       work: str, installation: str, progress: Progress, workers: int = WORKERS,
@@ -79,7 +86,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         extents = await device.extents()
         layout = await asyncio.to_thread(Layout, device.size, extents)
         del extents
-    size = part_size(layout.size, store.limits, part)
+    size = part_size(layout.size, store.limits, part or good_part(layout.size, store.limits))
     count = -(-layout.size // size)
     digests: list[str] = [""] * count
     upload: Upload | None = None

@@ -27,7 +27,7 @@ from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
 from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import manifest_key, read_manifest, verify_object
-from agents.motion.direct import part_size, read_image, write_image
+from agents.motion.direct import good_part, part_size, read_image, write_image
 from schema.failure import WorkFailed
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from tests.services.s3_fixture import s3_spec
@@ -371,10 +371,22 @@ class TestBounds:
             part = part_size(size, s3)
             assert s3.min_part <= part <= s3.max_part and -(-size // part) <= s3.max_parts
         assert part_size(GIB, s3) == 8 * MIB
+        assert good_part(64 * GIB, s3) == 8 * MIB
+        swift = Limits(min_part=MIB, max_part=5 * GIB, max_parts=10_000, good_part=32 * MIB)
+        assert [good_part(size, swift) // MIB for size in (1, 128 * MIB, 256 * MIB, 512 * MIB, 64 * GIB)] == [8, 8, 16, 32, 32]
         folder = Limits(min_part=4096, max_part=1 << 40, max_parts=1 << 30)
         assert -(-(16 << 40) // part_size(16 << 40, folder)) <= 10_000, "a manifest names every part"
         with pytest.raises(WorkFailed, match="larger than the store takes"):
             part_size(64 << 40, Limits(min_part=MIB, max_part=64 * MIB, max_parts=10_000))
+
+    async def test_a_store_is_given_the_parts_it_likes(self, memory: MemoryImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("agents.motion.direct.PART", MIB)
+        monkeypatch.setattr(MemoryImageStore, "limits", Limits(
+            min_part=4096, max_part=GIB, max_parts=10_000, good_part=3 * MIB))
+        for size, part in ((8 * MIB, MIB), (40 * MIB, 3 * MIB), (60 * MIB, 3 * MIB)):
+            image = await write(Full(size), memory, part=None)
+            assert (await read_manifest(memory, image.key)).part_size == part
+            await memory.delete(image.key)
 
     @pytest.mark.parametrize(("part", "room", "at_once"), [(MIB, 64 * MIB, 6), (4 * MIB, 12 * MIB, 3), (4 * MIB, 4 * MIB, 1)])
     async def test_parts_in_memory_are_bounded(self, memory: MemoryImageStore, part: int, room: int, at_once: int) -> None:

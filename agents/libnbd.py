@@ -43,6 +43,7 @@ def _library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("nbd_create", handle, []), ("nbd_close", None, [handle]), ("nbd_get_error", text, []),
         ("nbd_get_errno", i32, []),
+        ("nbd_set_pread_initialize", i32, [handle, ctypes.c_bool]),
         ("nbd_set_export_name", i32, [handle, text]), ("nbd_add_meta_context", i32, [handle, text]),
         ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]),
         ("nbd_can_multi_conn", i32, [handle]), ("nbd_can_zero", i32, [handle]),
@@ -76,6 +77,8 @@ class Connection:
         if not self._handle:
             raise self._error("nbd_create")
         try:
+            # Else each buffer is filled with zeros before it is filled. One that was not read whole is never used: that raises.
+            self._ok(self._lib.nbd_set_pread_initialize(self._handle, False), "buffers")
             self._ok(self._lib.nbd_set_export_name(self._handle, export.encode()), "export name")
             self._ok(self._lib.nbd_add_meta_context(self._handle, self._context), "meta context")
             self._ok(self._lib.nbd_connect_unix(self._handle, socket.encode()), "connect")

@@ -114,6 +114,10 @@ class Layout:
         self.size = self.clusters * CLUSTER
         """Bytes of the file."""
 
+    def is_data(self, offset: int) -> bool:
+        """Whether guest data lies there and in all that follows."""
+        return offset >= self.data_at * CLUSTER
+
     def pieces(self, offset: int, length: int) -> list[Piece]:
         """What the range [offset, offset + length) of the file consists of, in order."""
         found: list[Piece] = []

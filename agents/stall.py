@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -20,6 +21,8 @@ Progress = Callable[[str, int, int], None]
 """As a motion tells it: (stage, bytes acknowledged by the destination, total or 0)."""
 
 SECONDS = 60.0
+EVERY_S = 0.05
+"""Seconds between two words of a thread that bytes moved: the clock may be short by so much."""
 CLEAN_S = 5.0
 """Seconds that cleaning up may take after a stall: what did not move before hardly answers now."""
 MOVING = {"download": "the download", "write": "the transfer into the image store",
@@ -101,8 +104,14 @@ def from_thread() -> Callable[[], None]:
     watch, loop = _CURRENT.get(), asyncio.get_running_loop()
     if watch is None:
         return lambda: None
+    told = 0.0
 
     def tell() -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told < EVERY_S:  # to wake the loop for each piece costs as much as to send it
+            return
+        told = now
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the transfer with it
             loop.call_soon_threadsafe(watch.onward)
 

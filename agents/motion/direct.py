@@ -148,7 +148,9 @@ def streaming(upload: Upload, size: int) -> StreamedUpload:
 
 async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview) -> None:
     """The bytes of one part into `view`: metadata made here, guest data read straight into its place."""
-    for piece in await asyncio.to_thread(layout.pieces, offset, len(view)):
+    # Tables are made in a thread; to look up where guest data lies is less work than to start one.
+    for piece in (layout.pieces(offset, len(view)) if layout.is_data(offset) else
+                  await asyncio.to_thread(layout.pieces, offset, len(view))):
         target = view[piece.offset - offset:piece.offset - offset + piece.length]
         if piece.data is not None:
             target[:] = piece.data

@@ -99,7 +99,8 @@ async def give_link(order: MakeLink, tools: Toolbox, secrets: Secrets, progress:
         progress("link", 0, 0)
         link = await make_link(store, order.store, order.key, order.lifetime_s, revocable=order.revocable)
         sealed = seal_to(base64.b64decode(order.seal_to), link.url.encode(), answer_to(order.work_id))
-        return LinkMade(link_id=link.id, expires_at=link.expires_at, sealed_url=base64.b64encode(sealed).decode())
+        return LinkMade(link_id=link.id, expires_at=link.expires_at, work_id=order.work_id,
+                        sealed_url=base64.b64encode(sealed).decode())
 
 
 async def end_link(order: RevokeLink, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:

@@ -72,6 +72,8 @@ class Context:
     limits: Limits
     survey: Survey = field(default_factory=Survey)
     """What rests in the image stores: up to date for a flow that `Surveying` marks, else empty or old."""
+    vault_key: str = ""
+    """Base64 key to which an agent seals a secret that it makes; empty: no vault is here."""
     out: Decision = field(default_factory=Decision)
 
     def new_id(self, role: str) -> UUID:

@@ -23,7 +23,7 @@ from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
-from handlers import capacity, scrub, survey
+from handlers import capacity, link, scrub, survey
 from handlers.agent import announce
 from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
 from handlers.directory import PATTERNS, Directory
@@ -35,6 +35,7 @@ from schema.codec import canonical, decode, encode
 from schema.failure import BadParameter, Failed, NoRoom, Refused, Unavailable
 from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
+from schema.link import EndLink
 from schema.message import Command, Event, Message, Order
 from schema.motion import MotionPlan
 from schema.scrub import ScheduleScrub
@@ -63,9 +64,10 @@ class Runtime:
     """Handles one message after another, several at once. `handle` is what the bus's consumer calls."""
 
     def __init__(self, store: EventStore, transport: Transport, *, installation: str, token: bytes,
-                 limits: Limits | None = None) -> None:
+                 limits: Limits | None = None, vault_key: str = "") -> None:
         self.store, self.transport = store, transport
         self.installation, self.token, self.limits = installation, token, limits or Limits()
+        self.vault_key = vault_key
         self.directory, self.survey = Directory(), Survey()
         self._states: OrderedDict[str, tuple[int, Any]] = OrderedDict()
 
@@ -77,6 +79,8 @@ class Runtime:
             body = json.loads(envelope.body)
             if envelope.type == scrub.TIMER:
                 await self._scrub_due(UUID(body["store_id"]), body["run"])
+            elif envelope.type == link.TIMER:
+                await self._link_due(UUID(body["link_id"]))
             else:
                 await self._timer(UUID(body["job_id"]))
             return
@@ -249,6 +253,23 @@ class Runtime:
         await self._command(submitted(command, job_id=job_id), logged=False, envelope=Envelope(
             id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
 
+    async def _link_due(self, link_id: UUID) -> None:
+        """What is left of a link is to go. As with a scrub, not before its time."""
+        name = link.stream(link_id)
+        rows = await self.store.read_stream(name, limit=1000)
+        state = fold(name, rows)[1]
+        if state is None or state.status != "Given":
+            await self.store.append(AppendRequest(expected={}, rows=(), clear_timers=(link.timer_id(link_id),)))
+            return
+        left = state.lifetime_s + link.MARGIN_S - (datetime.now(UTC) - rows[-1].recorded_at).total_seconds()
+        if left > EARLY_S:
+            await self.store.append(AppendRequest(expected={}, rows=(), set_timers=(link.due_timer(link_id, left),)))
+            return
+        job_id = derive(link_id, "due")
+        self._states.pop(name, None)
+        await self._command(submitted(EndLink(id=link_id), job_id=job_id), logged=False, envelope=Envelope(
+            id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
+
     # --- load, decide, append ------------------------------------------------------------------------------------
 
     async def _decide(self, job_id: UUID, command: Command, decide: Decide, envelope: Envelope, *,
@@ -299,7 +320,7 @@ class Runtime:
     def _context(self, job_id: UUID, command: Command, states: dict[str, Any]) -> Context:
         return Context(job_id=job_id, command=command, states=states,
                        directory=self.directory, evolve=EVOLVE, installation=self.installation, limits=self.limits,
-                       survey=self.survey)
+                       survey=self.survey, vault_key=self.vault_key)
 
     def _request(self, job_id: UUID, context: Context, expected: dict[str, int], envelope: Envelope) -> AppendRequest:
         out: Decision = context.out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from handlers import image_store, job, leftovers, scrub, snapshot, template, volume
+from handlers import image_store, job, leftovers, link, scrub, snapshot, template, volume
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS)
+                                    | leftovers.FLOWS | link.FLOWS)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
@@ -16,6 +16,7 @@ EVOLVE: dict[str, Evolve] = {
     "template": template.evolve,
     "volume": volume.evolve,
     "snapshot": snapshot.evolve,
+    "link": link.evolve,
     "scrub": scrub.evolve,
     "scrub_schedule": scrub.evolve_schedule,
 }

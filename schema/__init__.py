@@ -3,7 +3,7 @@
 Importing this package defines every message, so the registry in `schema.message` is complete from then on.
 """
 
-from schema import agent, image_store, job, motion, scrub, snapshot, template, volume, zone
+from schema import agent, image_store, job, link, motion, scrub, snapshot, template, volume, zone
 from schema.codec import canonical, decode, encode
 from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Report
 

@@ -300,6 +300,8 @@ class LinkMade(Result):
     """No secret. Empty: it cannot be revoked."""
     expires_at: datetime
     """From then on the store refuses it (UTC)."""
+    work_id: UUID
+    """The work that the URL is sealed for."""
     sealed_url: str
     """Base64; only the vault reads it, for this work (`Vault.unseal`)."""
 

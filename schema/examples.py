@@ -18,6 +18,7 @@ WORDS: dict[str, str] = {
     "agent": "kvm-1", "kind": "folder", "path": "disk.qcow2", "prefix": "4f1c", "tag": "s1", "principal": "engineer",
     "tenant": "root", "command": "snapshot.create", "key": "volume-7a1e", "cause": "the store did not answer",
     "remedy": "start it", "field": "url", "step": "backup", "stage": "write", "work": "7a1e.1",
+    "expires_at": "2026-11-30T12:00:00Z",
 }
 """What a text field of this name holds in an example."""
 OTHER_FIELD = "bucket"

@@ -21,6 +21,7 @@ from schema.agent import (
     CancelWork,
     CreateDisk,
     FetchImage,
+    MakeLink,
     ProviderSpec,
     ReleaseWork,
     ScrubObjects,
@@ -37,6 +38,8 @@ from schema.image import GIB, DiskRef, ImageFormat, ImageRef, PrimarySpec
 from schema.message import Command, Message, Order
 
 TOKEN = b"test-token"
+VAULT_KEY = "the vault's key"
+"""To which agents would seal; these seal nothing."""
 ABLE = ["parallel_parts", "ranged_read"]
 S3_SETTINGS = {
     "properties": {"bucket": {"type": "string"}, "accesskey": {"type": "string"},
@@ -70,21 +73,22 @@ class Cloud:
     async def start(cls) -> Cloud:
         """One zone, one agent that is both storage agent and hypervisor."""
         store, transport = MemoryEventStore(), FakeTransport()
-        runtime = Runtime(store, transport, installation="inst", token=TOKEN)  # type: ignore[arg-type] # a double
+        runtime = Runtime(store, transport, installation="inst", token=TOKEN, vault_key=VAULT_KEY)  # type: ignore[arg-type] # a double
         zone_id = await create_zone(runtime, "zone-1")
         cloud = cls(store, runtime, transport, zone_id)
         primary = PrimarySpec(id=derive(zone_id, "primary"), name="p", kind="memory", path="/p", zone_id=zone_id,
                               agent="host-1")
         await cloud.handle(AgentHello(
             agent="host-1", zone_id=zone_id, roles=["storage", "hypervisor"], hypervisor="KVM",
-            providers=[ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS, capabilities=ABLE),
+            providers=[ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS,
+                                    capabilities=[*ABLE, "presigned_get"]),
                        ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}}, capabilities=ABLE)],
             primaries=[primary], public_key="k", proof=proof(TOKEN, "host-1", "k")), kind="report")
         return cloud
 
     async def another(self) -> Cloud:
         """A second handlers process over the same log."""
-        runtime = Runtime(self.store, self.transport, installation="inst", token=TOKEN)  # type: ignore[arg-type] # a double
+        runtime = Runtime(self.store, self.transport, installation="inst", token=TOKEN, vault_key=VAULT_KEY)  # type: ignore[arg-type] # a double
         return Cloud(self.store, runtime, self.transport, self.zone_id)
 
     async def handle(self, message: Message, *, kind: str, id: UUID | None = None) -> None:  # noqa: A002 - the envelope's word
@@ -206,6 +210,9 @@ def result_of(order: Order) -> dict[str, Any]:
             return {"disk": disk.model_dump(mode="json"), "physical_size": 1}
         case TakeSnapshot():
             return {"virtual_size": GIB}
+        case MakeLink():
+            name = f"1900000000-{order.work_id.hex}" if order.revocable else ""
+            return {"link_id": name, "expires_at": "2030-01-01T00:00:00Z", "work_id": str(order.work_id), "sealed_url": "c2VhbGVk"}
         case ScrubObjects():
             return {"objects": len(order.objects), "bytes": sum(target.size for target in order.objects)}
         case _:

@@ -1,0 +1,210 @@
+"""Links: made by an agent, ended by a command or by their time.
+
+Rules kept here: only the copy that a thing owns and that is not quarantined is linked to; the store cannot be forgotten while
+something of a link is in it; a link's end comes by a timer beside the log, so nothing of it stays whoever dies meanwhile; the URL
+is sealed by the agent and never opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from bus.event_store import Timer
+from handlers import image_store, placement, template
+from handlers.decider import Context, Flow, IllegalTransition, Step
+from schema.agent import LinkMade, MakeLink, RevokeLink
+from schema.codec import canonical
+from schema.failure import BadParameter, Failure, Unavailable
+from schema.link import EndLink, LinkAsked, LinkEnded, LinkGiven, LinkNotGiven, OpenLink
+from schema.message import Command, Event, Order
+from schema.scrub import owner_of
+
+TIMER = "timer.link"
+LONGEST_S = 7 * 86400
+HELD = ("Ready", "BackedUp")
+"""States of a template and of a snapshot in which their copy is whole and theirs."""
+MARGIN_S = 3600
+"""Seconds after its end at which what is left of a link is removed: a download that began in time comes to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkState:
+    """The fold of a link's events."""
+
+    status: str
+    """Asked, Given, NotGiven, Ended"""
+    store_id: UUID
+    object_key: str
+    lifetime_s: int
+    name: str = ""
+
+
+def evolve(state: LinkState | None, event: Event) -> LinkState:
+    """The link after `event`."""
+    match event:
+        case LinkAsked() if state is None:
+            return LinkState(status="Asked", store_id=event.store_id, object_key=event.object_key, lifetime_s=event.lifetime_s)
+        case LinkGiven() if state is not None and state.status == "Asked":
+            return replace(state, status="Given", name=event.name)
+        case LinkNotGiven() if state is not None and state.status in ("Asked", "Given"):
+            return replace(state, status="NotGiven")
+        case LinkEnded() if state is not None and state.status == "Given":
+            return replace(state, status="Ended")
+    raise IllegalTransition(state.status if state else "absent", event)
+
+
+def stream(link_id: UUID) -> str:
+    """The stream of a link."""
+    return f"link-{link_id}"
+
+
+def timer_id(link_id: UUID) -> str:
+    """The timer of a link's end."""
+    return f"link-{link_id}/due"
+
+
+def due_timer(link_id: UUID, after_s: float) -> Timer:
+    """The timer that removes what is left of a link."""
+    return Timer(id=timer_id(link_id), after_s=after_s, key=f"link-{link_id}", type=TIMER,
+                 payload=canonical({"link_id": str(link_id)}))
+
+
+def _revoke(context: Context, state: LinkState, work_id: UUID, attempt: int) -> Order | None:
+    if not state.name:
+        return None
+    store = template.known_store(context, state.store_id)
+    return RevokeLink(
+        job_id=context.job_id, work_id=work_id, attempt=attempt, reply_key=context.command.key(context.job_id),
+        agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id), store=store.spec,
+        link_id=state.name)
+
+
+class OpenLinkFlow:
+    """Have it made."""
+
+    subject, placed, cancellable = "link", True, True
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="link", order=self._make, done=self._made, undo=self._unmake),)
+
+    def streams(self, job_id: UUID, command: OpenLink) -> list[str]:
+        """The link, its store and the thing."""
+        owner = owner_of(command.object_key)
+        return [stream(self._id(job_id)), image_store.stream(command.store_id),
+                *([f"{owner[0]}-{owner[1]}"] if owner is not None else [])]
+
+    @staticmethod
+    def _id(job_id: UUID) -> UUID:
+        return job_id  # a job makes one link, and whoever asked for it knows this id already
+
+    def start(self, context: Context) -> None:
+        """A thing's own copy, a lifetime within bounds, a store whose provider can, a vault that will read the answer."""
+        command = context.command
+        assert isinstance(command, OpenLink)
+        store = image_store.known(context, command.store_id)
+        owner = owner_of(command.object_key)
+        state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None else None
+        if owner is None or state is None or state.image is None or state.status not in HELD \
+                or (state.image.key, state.image.store_id) != (command.object_key, command.store_id):
+            raise BadParameter(f"{command.object_key[:200]!r} is nobody's copy in this store", field="object_key",
+                               remedy="name the copy of a template that is ready, or of a snapshot that is backed up")
+        if state.image.parent:
+            raise BadParameter("this copy is a delta, and no image by itself", field="object_key",
+                               remedy="make a volume of the snapshot, and link to a full backup of that")
+        if state.damage is not None:
+            raise template.quarantine_refused(context, owner[0], command.store_id, state.damage)
+        if not 1 <= command.lifetime_s <= LONGEST_S:
+            raise BadParameter(f"{command.lifetime_s} s is no lifetime of a link", field="lifetime_s",
+                               remedy=f"give 1 to {LONGEST_S} s")
+        agent = placement.storage_agent(context.directory, store.spec.provider, store.zone_id)
+        if not any(spec.name == store.spec.provider and "presigned_get" in spec.capabilities
+                   for spec in context.directory.agents[agent].providers):
+            raise BadParameter(f"the image store {store.spec.name} gives no links: its provider {store.spec.provider} lacks "
+                               "presigned_get", field="store_id", remedy="copy the image to a store that has it, as s3 or swift")
+        if not context.vault_key:
+            raise Unavailable("no vault is here that could read the link's URL", field="vault_key",
+                              remedy="start the handlers with the vault's key")
+        context.count(image_store.residents(command.store_id), +1, otherwise=Unavailable(
+            "the image store is being deleted", field="store_id", remedy="try again"))
+        context.emit(stream(self._id(context.job_id)), LinkAsked(
+            link_id=self._id(context.job_id), store_id=command.store_id, object_key=command.object_key,
+            lifetime_s=command.lifetime_s, revocable=command.revocable, job_id=context.job_id))
+
+    def _make(self, context: Context, work_id: UUID, attempt: int) -> Order:
+        command = context.command
+        assert isinstance(command, OpenLink)
+        store = template.known_store(context, command.store_id)
+        return MakeLink(
+            job_id=context.job_id, work_id=work_id, attempt=attempt, reply_key=command.key(context.job_id),
+            agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id), store=store.spec,
+            key=command.object_key, lifetime_s=command.lifetime_s, revocable=command.revocable, seal_to=context.vault_key)
+
+    def _made(self, context: Context, result: Mapping[str, Any]) -> None:
+        made, link_id = LinkMade.model_validate(result), self._id(context.job_id)
+        state: LinkState = context.state(stream(link_id))
+        context.emit(stream(link_id), LinkGiven(
+            link_id=link_id, name=made.link_id, expires_at=made.expires_at, sealed_url=made.sealed_url, work_id=made.work_id))
+        context.out.timers.append(due_timer(link_id, state.lifetime_s + MARGIN_S))
+
+    def _unmake(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        return _revoke(context, context.state(stream(self._id(context.job_id))), work_id, attempt)
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The id by which it is ended; the URL is read from its event by whoever has the vault."""
+        return {"success": True, "link_id": str(self._id(context.job_id))}
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """Nothing of it remains but, where the agent died, what the store's next sweep removes."""
+        link_id = self._id(context.job_id)
+        context.count(image_store.residents(context.state(stream(link_id)).store_id), -1)
+        context.out.clear_timers.append(timer_id(link_id))
+        context.emit(stream(link_id), LinkNotGiven(link_id=link_id, failure=failure))
+
+
+class EndLinkFlow:
+    """Have its name in the store removed."""
+
+    subject, placed, cancellable = "link", True, False
+
+    def __init__(self) -> None:
+        self.steps = (Step(name="revoke", order=self._order, attempts=100_000),)
+
+    def streams(self, job_id: UUID, command: EndLink) -> list[str]:
+        """The link."""
+        return [stream(command.id)]
+
+    def _state(self, context: Context) -> LinkState | None:
+        assert isinstance(context.command, EndLink)
+        state: LinkState | None = context.state(stream(context.command.id))
+        return state
+
+    def start(self, context: Context) -> None:
+        """A link that was given. One that has ended is fine."""
+        state = self._state(context)
+        if state is None or state.status == "Asked":
+            raise BadParameter("no link has this id" if state is None else "the link is not made yet", field="id",
+                               remedy="give the id of the job that made it" if state is None else "cancel the job that makes it")
+
+    def _order(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        state = self._state(context)
+        return _revoke(context, state, work_id, attempt) if state is not None and state.status == "Given" else None
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """The store confirmed; of two that ended it, one says so."""
+        state, command = self._state(context), context.command
+        assert isinstance(command, EndLink)
+        if state is not None and state.status == "Given":
+            context.count(image_store.residents(state.store_id), -1)
+            context.out.clear_timers.append(timer_id(command.id))
+            context.emit(stream(command.id), LinkEnded(link_id=command.id))
+        return {"success": True}
+
+    def fail(self, context: Context, failure: Failure) -> None:
+        """It is listed as failed; its name in the store says until when it may be there, and a sweep goes by that."""
+
+
+FLOWS: dict[type[Command], Flow] = {OpenLink: OpenLinkFlow(), EndLink: EndLinkFlow()}
+"""Every command about this noun, and what it leads to."""

@@ -9,5 +9,6 @@ from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Repor
 
 __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
-    "agent", "canonical", "decode", "encode", "image_store", "job", "motion", "scrub", "snapshot", "template", "volume", "zone",
+    "agent", "canonical", "decode", "encode", "image_store", "job", "link", "motion", "scrub", "snapshot", "template", "volume",
+    "zone",
 ]

@@ -18,15 +18,17 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
-from uuid import uuid4
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from uuid import UUID, uuid4
 
 import aio_pika
 import aiohttp
 import asyncpg
 import pytest
 
+from bus.vault import Vault, load_or_create_key
 from tests.acceptance.test_promises import descendants
+from tests.contract.image_store_links import fetch
 from tests.faults.cluster import Cluster, running
 from tests.support.web import Site, site
 
@@ -146,6 +148,8 @@ class Scene:
     postgres: Any
     word: str
     """A store's name: it goes wherever the store's details go."""
+    hidden: list[bytes]
+    """What may be found nowhere; it grows."""
 
     async def add_store(self, secret: str, name: str) -> dict[str, Any]:
         """Add the S3 server as an image store; the API's whole answer."""
@@ -158,10 +162,39 @@ class Scene:
         assert secret not in json.dumps(body)
         return body
 
+    async def linked(self, template: str) -> None:
+        """A link to the template's copy, fetched, then ended: from now on its signature is looked for too."""
+        ready = await self.event(f"template-{template}", "template.ready")
+        job = await self.send("link.open", {"store_id": ready["image"]["store_id"], "object_key": ready["image"]["key"],
+                                            "lifetime_s": 600})
+        given = await self.event(f"link-{job}", "link.given")
+        vault = Vault(None, load_or_create_key(self.cluster.base / "data" / "vault.key"))  # type: ignore[arg-type] # it keeps nothing
+        url = vault.unseal(given["sealed_url"], UUID(given["work_id"]))
+        self.hidden += shapes(dict(parse_qsl(urlsplit(url).query))["X-Amz-Signature"])
+        status, body, _ = await fetch(url)
+        assert status == 200 and len(body) == ready["image"]["physical_size"]
+        await self.send("link.end", {"id": job})
+        await self.event(f"link-{job}", "link.ended")
+        assert (await fetch(url))[0] in (403, 404)
+
+    async def event(self, stream: str, kind: str) -> dict[str, Any]:
+        """The event of this type in a stream, when it is there."""
+        connection = await asyncpg.connect(self.cluster.dsn)
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    found = await connection.fetchval("SELECT payload FROM es.event WHERE stream = $1 AND type = $2", stream, kind)
+                    if found is not None:
+                        return dict(json.loads(found))
+                    await asyncio.sleep(0.1)
+        finally:
+            await connection.close()
+
     async def live(self) -> None:
-        """Template, volume, snapshot, another volume, a cancelled transfer; all of it deleted."""
+        """Template, a link to it, volume, snapshot, another volume, a cancelled transfer; all of it deleted."""
         zone = (await self.cluster.call("listZones"))["zone"][0]["id"]
         template = await self.register("image")
+        await self.linked(template)
         volume = await self.done("createVolume", name="v", templateid=template)
         snapshot = await self.done("createSnapshot", volumeid=volume)
         again = await self.done("createVolume", name="r", snapshotid=snapshot, zoneid=zone)
@@ -194,16 +227,20 @@ class Scene:
 
     async def by_amqp(self, secret: str) -> None:
         """A client's mistake: a clear secret in a command on the bus. It is refused, and parked without its body."""
-        body = json.dumps({"name": "careless", "provider": "S3", "url": self.cluster.s3.endpoint, "details": {
-            "accesskey": "a", "secretkey": secret, "endpoint": self.cluster.s3.endpoint, "bucket": "b"}}).encode()
+        body = {"name": "careless", "provider": "S3", "url": self.cluster.s3.endpoint, "details": {
+            "accesskey": "a", "secretkey": secret, "endpoint": self.cluster.s3.endpoint, "bucket": "b"}}
+        why = await self.parked(await self.send("image_store.add", body))
+        assert "secret" in why, why
+
+    async def send(self, command: str, body: dict[str, Any]) -> str:
+        """A command on the bus, as any AMQP client gives it; its job's id."""
         job = str(uuid4())
         async with await aio_pika.connect(self.rabbit.url) as connection:
             channel = await connection.channel(publisher_confirms=True)
-            await (await channel.get_exchange("storebus.commands")).publish(aio_pika.Message(body, content_type="application/json", headers={
-                "cloudEvents_specversion": "1.0", "cloudEvents_id": job, "cloudEvents_type": "image_store.add",
-                "cloudEvents_source": "test"}, delivery_mode=2, user_id=unquote(urlsplit(self.rabbit.url).username or "")), "image_store.add")
-        why = await self.parked(job)
-        assert "secret" in why, why
+            await (await channel.get_exchange("storebus.commands")).publish(aio_pika.Message(json.dumps(body).encode(), content_type="application/json", headers={
+                "cloudEvents_specversion": "1.0", "cloudEvents_id": job, "cloudEvents_type": command,
+                "cloudEvents_source": "test"}, delivery_mode=2, user_id=unquote(urlsplit(self.rabbit.url).username or "")), command)
+        return job
 
     async def parked(self, job: str) -> str:
         """Why a command was not taken."""
@@ -251,7 +288,7 @@ async def test_the_secret_is_nowhere_while_roles_work_on_a_broker(qemu_tools: No
     hidden = shapes(s3_server.secret_key) + shapes(wrong)
     async with site(tmp_path, random.Random(9).randbytes(12 << 20)) as web, \
             running(rabbitmq, postgres_server, s3_server, allow=f"127.0.0.1/32:{web.port}") as cluster, traced(rabbitmq) as messages:
-        scene = Scene(cluster, web, rabbitmq, postgres_server, word)
+        scene = Scene(cluster, web, rabbitmq, postgres_server, word, hidden)
         watch = Watch([process.pid for process in cluster.processes.values()], hidden)
         with watch.watching():
             refused = await scene.add_store(wrong, "wrong")

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from agents import stall
 
-TOTAL = 64 << 20
+TOTAL = 32 << 20
 """Bytes of parts, ranges and batches that one process holds at once."""
 
 LOOK_S = 1.0
@@ -64,6 +64,21 @@ class Buffers:
             self._kept_bytes += size
             del buffer
             self._give(counted)
+
+    def try_borrow(self, size: int) -> bytearray | None:
+        """A buffer of exactly `size` bytes now, or none. It is given back by `give_back`."""
+        if self._waiting or self.lent + size > self.total:
+            return None
+        buffer = self._pick(size)
+        self.lent += size
+        self._shrink()
+        return buffer
+
+    def give_back(self, buffer: bytearray) -> None:
+        """Give back what `try_borrow` lent."""
+        self._kept.append(buffer)
+        self._kept_bytes += len(buffer)
+        self._give(len(buffer))
 
     def try_take(self, size: int) -> bool:
         """Take `size` bytes now, or not at all. What was taken is given back by `give`."""

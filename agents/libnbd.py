@@ -21,7 +21,7 @@ CHANGED = 1
 """The flag of a dirty bitmap's context."""
 STATUS_SPAN = (1 << 32) - (1 << 16)
 """Bytes of one block-status or zero request: the protocol's limit is 4 GiB - 1."""
-MAX_REQUEST = 2 << 20
+MAX_REQUEST = 1 << 20
 """Bytes of one read or write: the program that serves holds as many for each of its connections."""
 
 _EXTENT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64,

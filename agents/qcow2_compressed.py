@@ -52,7 +52,7 @@ class CompressedFile:
         """Where the refcount blocks lie."""
         self._ended: bytes = b""
 
-    def add(self, guest: int, packed: bytes | None, raw: bytes | bytearray | memoryview) -> Chunks:
+    def add(self, guest: int, packed: bytes | memoryview | None, raw: bytes | bytearray | memoryview) -> Chunks:
         """The next cluster that holds data: `guest` is its number, `packed` what it was compressed to (None: not worth it).
 
         Raises ValueError when it does not come behind the one before."""
@@ -123,7 +123,8 @@ class CompressedFile:
     def _end_run(self, out: Chunks) -> None:
         if not self._run:
             return
-        data = _padded(bytes(self._run))
+        data, self._run = self._run, bytearray()
+        data.extend(bytes(-len(data) % CLUSTER))
         at, first = self.size, self._counted + len(self._counts)
         counts = array("H", bytes(2 * (len(data) // CLUSTER)))
         for place, offset, length in self._in_run:
@@ -132,7 +133,6 @@ class CompressedFile:
             self._l2[place] = COMPRESSED | (more << OFFSET_BITS) | (at + offset)
             for cluster in range(start * SECTOR // CLUSTER, ((start + more + 1) * SECTOR - 1) // CLUSTER + 1):
                 counts[cluster - first] += 1
-        self._run.clear()
         self._in_run.clear()
         self._append(out, data)
         self._counts.extend(counts)

@@ -17,6 +17,7 @@ import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self, TypeVar
@@ -371,8 +372,12 @@ def _warm_session() -> AioSession:
     session = get_session()
     for name in ("config_file", "credentials_file"):
         session.set_config_variable(name, os.devnull)
-    session.register_component("data_loader", _loader())
+    with _LOADING:  # transfers begin together: each thread would read a model of its own, and keep it
+        session.register_component("data_loader", _loader())
     return session
+
+
+_LOADING = threading.Lock()
 
 
 @functools.cache

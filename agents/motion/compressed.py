@@ -2,8 +2,9 @@
 
 Owns the pipeline: clusters are read and compressed in threads, several batches at once and used in their order; the file
 grows, and each part goes out as soon as it is full; the first part, which has the header, goes last. Unlike direct motion's,
-parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part and the one that is being
-filled; batches ahead and parts on their way come from the process's buffers. Where parts are too large, nothing is compressed.
+parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part, the one that is being
+filled and one on its way; batches ahead and more parts on their way come from the process's buffers. Where parts are too large,
+nothing is compressed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -32,16 +35,18 @@ from schema.image import ImageFormat, ImageRef, Manifest
 
 BATCH = 16
 """Clusters that are read and compressed together: 1 MiB."""
-AHEAD = 8
+AHEAD = min(8, 2 + (os.cpu_count() or 1))
 """Batches that are read or compressed, or wait for their turn."""
 ROOM = 2 * BATCH * CLUSTER
 """Bytes of a batch, and of what it is compressed to."""
+PART = 5 << 20
+"""Bytes of a part, unless the store or the object's size asks for more: three are held. No S3 store takes smaller ones."""
 LEVEL = 1
 WORTH = CLUSTER - CLUSTER // 8
 """Bytes that a compressed cluster may have; a larger one is written as it is, which is quicker to read."""
 
-Packed = list[tuple[int, bytes | None, memoryview]]
-"""(guest cluster, compressed, raw)"""
+Packed = list[tuple[int, memoryview | None, memoryview]]
+"""(guest cluster, compressed, raw), all of it in the batch's buffer."""
 
 
 def _compressor() -> Any:
@@ -54,15 +59,17 @@ def _compressor() -> Any:
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
 
-def _pack(first: int, buffer: bytearray) -> Packed:
-    """Compress the clusters of a batch. The interpreter's lock is free meanwhile."""
+def _pack(first: int, count: int, buffer: bytearray) -> Packed:
+    """Compress the clusters in the first half of a batch's buffer into its second. The interpreter's lock is free meanwhile."""
     compressor = _compressor()
-    view = memoryview(buffer)
+    view, end = memoryview(buffer), ROOM // 2
     packed: Packed = []
-    for number in range(len(buffer) // CLUSTER):
+    for number in range(count):
         raw = view[number * CLUSTER:(number + 1) * CLUSTER]
-        small = compressor.compress(raw)
-        packed.append((first + number, small if len(small) <= WORTH else None, raw))
+        small: bytes = compressor.compress(raw)
+        at, end = end, end + (len(small) if len(small) <= WORTH else 0)
+        view[at:end] = small[:end - at]  # at once: kept, thousands of them would leave the heap in pieces
+        packed.append((first + number, view[at:end] if end > at else None, raw))
     return packed
 
 
@@ -83,7 +90,7 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     _compressor()
     progress("scan", 0, 0)
     layout = await asyncio.to_thread(Layout, device.size, await device.extents())
-    size = part_size(layout.size + layout.size // 8 + 2 * RUN, store.limits, part)
+    size = part_size(layout.size + layout.size // 8 + 2 * RUN, store.limits, part or PART)
     if size > WHOLE:  # its parts would have to be held whole, since they cannot be made twice: such a disk is not compressed
         return await write_image(device, store, store_id=store_id, key=key, kind=kind, thing_id=thing_id, job_id=job_id,
                                  work=work, installation=installation, progress=progress, workers=workers, part=part,
@@ -115,8 +122,10 @@ class _Parts:
         self._upload, self._size, self._progress, self._total = upload, size, progress, total
         self._room = asyncio.Semaphore(workers)
         self._sending: set[asyncio.Task[None]] = set()
-        self._buffer = bytearray()
-        self._first: bytearray | None = None
+        self._buffer, self._filled = bytearray(size), 0
+        self._free: bytearray | None = None
+        """The buffer of a part that the store has: a new one would cost the kernel more than the copy does."""
+        self._first: tuple[bytearray, int] | None = None
         self._told = 0
         self.digests: list[str] = []
         self.guest = 0
@@ -129,14 +138,16 @@ class _Parts:
         at = 0
         view = memoryview(data)
         while at < len(view):
-            step = min(self._size - len(self._buffer), len(view) - at)
-            self._buffer += view[at:at + step]
+            step = min(self._size - self._filled, len(view) - at)
+            self._buffer[self._filled:self._filled + step] = view[at:at + step]
+            self._filled += step
             at += step
-            if len(self._buffer) == self._size:
+            if self._filled == self._size:
                 await self._seal()
 
     async def _seal(self) -> None:
-        part, self._buffer = self._buffer, bytearray()
+        part, self._filled = (self._buffer, self._filled), 0
+        self._buffer, self._free = self._free or bytearray(self._size), None
         self.digests.append("")
         if self._first is None:
             self._first = part
@@ -146,31 +157,42 @@ class _Parts:
             self._sending.discard(task)
             task.result()
         share, self._told = self.guest - self._told, self.guest
-        await BUFFERS.take(self._size)
-        task = asyncio.create_task(self._send(len(self.digests), part, share))
-        task.add_done_callback(lambda _: BUFFERS.give(self._size))  # one that is cancelled before it begins, too
+        took = await self._take()
+        task = asyncio.create_task(self._send(len(self.digests), part, share, again=took > 0))
+        task.add_done_callback(lambda _: BUFFERS.give(took))  # one that is cancelled before it begins, too
         self._sending.add(task)
 
-    async def _send(self, number: int, part: bytearray, share: int) -> None:
+    async def _take(self) -> int:
+        """Room for a part on its way, bytes. While the batches of several transfers have it all, none may wait for another's: one
+        part of each goes out without."""
+        while not BUFFERS.try_take(self._size):
+            busy = [task for task in self._sending if not task.done()]
+            if not busy:
+                return 0
+            await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+        return self._size
+
+    async def _send(self, number: int, part: tuple[bytearray, int], share: int, *, again: bool = False) -> None:
         try:
-            self.digests[number - 1] = digest = await in_thread(lambda: hashlib.sha256(part).hexdigest())
-            await self._upload.part(number, part, sha256=digest)
+            view = memoryview(part[0])[:part[1]]
+            self.digests[number - 1] = digest = await in_thread(lambda: hashlib.sha256(view).hexdigest())
+            await self._upload.part(number, view, sha256=digest)
         finally:
             self._room.release()
+        self._free = part[0] if again else None  # not while memory is short
         self.moved += share
         self._progress("write", self.moved, self._total)
 
     async def end(self, header: bytes) -> None:
         """The file is whole: send what is left, and the first part with its header at last."""
-        if self._buffer or self._first is None:
+        if self._filled or self._first is None:
             await self._seal()
         await asyncio.gather(*self._sending)
         self._sending.clear()
         assert self._first is not None
-        self._first[:len(header)] = header
+        self._first[0][:len(header)] = header
         await self._room.acquire()
-        async with BUFFERS.room(self._size):
-            await self._send(1, self._first, self._total - self.moved)
+        await self._send(1, self._first, self._total - self.moved)
 
     async def stop(self) -> None:
         """Something failed: nothing is sent any more when this returns."""
@@ -180,47 +202,68 @@ class _Parts:
             await to_the_end(asyncio.gather(*self._sending, return_exceptions=True))
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Clusters on their way from the disk into the file."""
+
+    task: asyncio.Task[Packed]
+    guest: int
+    """Bytes of the disk."""
+    buffer: bytearray
+    lent: bool
+    """By the process's buffers; else it is the transfer's own."""
+
+
 async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> CompressedFile:
     """Read, compress and seal, in order; the finished file."""
     file = CompressedFile(device.size)
-    ahead: deque[tuple[asyncio.Task[Packed], int, int]] = deque()
+    ahead: deque[_Batch] = deque()
     batches = _batches(layout)
+    own: bytearray | None = bytearray(ROOM)  # one batch goes on however little room there is
 
-    async def batch(first: int, count: int) -> Packed:
-        buffer = bytearray(count * CLUSTER)
-        there = min(len(buffer), device.size - first * CLUSTER)
-        await read_device(device, memoryview(buffer)[:there], first * CLUSTER)
-        return await in_thread(_pack, first, buffer)
+    async def pack(first: int, count: int, buffer: bytearray) -> Packed:
+        there = min(count * CLUSTER, device.size - first * CLUSTER)
+        view = memoryview(buffer)
+        await read_device(device, view[:there], first * CLUSTER)
+        view[there:count * CLUSTER] = bytes(count * CLUSTER - there)
+        return await in_thread(_pack, first, count, buffer)
 
     try:
         await parts.add(bytes(CLUSTER))  # the header's room
         while True:
-            while len(ahead) < AHEAD and (not ahead or BUFFERS.try_take(ROOM)):  # one goes on however little room there is
-                took = ROOM if ahead else 0
-                found = next(batches, None)
-                if found is None:
-                    BUFFERS.give(took)
+            while len(ahead) < AHEAD:
+                lent = BUFFERS.try_borrow(ROOM) if own is None else None
+                buffer = own or lent
+                found = next(batches, None) if buffer is not None else None
+                if lent is not None and found is None:
+                    BUFFERS.give_back(lent)
+                if buffer is None or found is None:
                     break
-                first, count = found
-                ahead.append((asyncio.create_task(batch(first, count)), count * CLUSTER, took))
+                own = None if lent is None else own
+                ahead.append(_Batch(asyncio.create_task(pack(*found, buffer)), found[1] * CLUSTER, buffer, lent is not None))
             if not ahead:
                 break
-            task, guest, took = ahead[0]
-            for number, packed, raw in await task:
+            batch = ahead[0]
+            for number, packed, raw in await batch.task:
                 for data in file.add(number, packed, raw):
                     await parts.add(data)
             ahead.popleft()
-            BUFFERS.give(took)
-            parts.guest += guest
+            if batch.lent:
+                BUFFERS.give_back(batch.buffer)
+            else:
+                own = batch.buffer
+            parts.guest += batch.guest
         for data in file.end():
             await parts.add(data)
         await parts.end(file.header)
     except BaseException:
-        for task, *_ in ahead:
-            task.cancel()
+        for batch in ahead:
+            batch.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
-            await to_the_end(asyncio.gather(*(task for task, *_ in ahead), return_exceptions=True))
-        BUFFERS.give(sum(took for *_, took in ahead))
+            await to_the_end(asyncio.gather(*(batch.task for batch in ahead), return_exceptions=True))
+        for batch in ahead:
+            if batch.lent:
+                BUFFERS.give_back(batch.buffer)
         await parts.stop()
         raise
     return file

@@ -34,6 +34,8 @@ STORE_DIES = COUNT >= 100
 """Only at large counts: with its restarts of 10 s on a busy machine the test would take minutes."""
 KILLS = COUNT // 3
 """Processes that die meanwhile, at least: transfers go on until they have."""
+CALM_S = (1.0, 3.0) if COUNT < 100 else (2.0, 6.0)
+"""Seconds between two kills: shorter ones let nothing come to its end, and show nothing more."""
 IMAGES, SIZE = 3, 40 * MIB
 WORKERS = 4
 """Parts of one transfer under way at once, as agents are shipped."""
@@ -96,14 +98,14 @@ class Fire:
                     self.proxy.drop()
 
     async def _kills(self) -> None:
-        while await self._pause(1.0, 3.0):
+        while await self._pause(*CALM_S):
             role = self.dice.choice((*ROLES, "kvm", "storage"))
             await asyncio.to_thread(self.cluster.kill, role)
             await asyncio.sleep(self.dice.uniform(0, 0.5))
             self.cluster.start(role)
 
     async def _store(self) -> None:
-        while STORE_DIES and await self._pause(5.0, 30.0):
+        while STORE_DIES and await self._pause(20.0, 60.0):
             self.store_kills += 1
             await asyncio.to_thread(restart, self.cluster.s3)
 

@@ -181,9 +181,9 @@ class StreamedBody:
         self._line.check()
         if self._at == len(self._now):
             self._now, self._at = self._wait(self._next()), 0
+            self._md5.update(self._now)  # at once: between pieces the threads would hand the interpreter to and fro
         end = len(self._now) if size < 0 else min(self._at + size, len(self._now))
         data, self._at = self._now[self._at : end], end
-        self._md5.update(data)
         return data
 
 

@@ -16,17 +16,15 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.process import OnReady, Roles, agent_token, arm, no_broker, open_transport, private_dir, stop_signal
 from api.settings import Settings
 from api.system import System
-from bus import failpoints
 from bus.errors import BrokerAway
 from bus.event_store_postgres import PostgresEventStore
 from bus.installation import Installation, write_installation
@@ -38,14 +36,10 @@ from bus.transport_memory import MemoryTransport
 from bus.vault import Vault, load_or_create_key, parse_key
 from handlers.decider import Limits
 from handlers.runtime import Runtime
-from schema.failure import Failed, Refused
+from schema.failure import Refused
 
 log = logging.getLogger(__name__)
 
-OnReady = Callable[[dict[str, str]], None]
-"""Called once everything answers, with what a person wants to know: api, data_dir, pid."""
-STOP_S = 10.0
-"""How long roles may take to stop by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,48 +65,12 @@ class Parts:
                        vault_key=self.vault.public_key)
 
 
-def private_dir(path: Path) -> Path:
-    """The directory, made for this user only when it is absent."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
-def private_file(path: Path, make: Callable[[], str]) -> str:
-    """The content of a file for this user only, made when it is absent. Two processes at once agree on one."""
-    if not path.exists():
-        private_dir(path.parent)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(make())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
-    return path.read_text().strip()
-
-
-def agent_token(settings: Settings) -> bytes:
-    """The enrolment token that handlers and agents share."""
-    if settings.agent_token is not None:
-        return settings.agent_token.get_secret_value().encode()
-    return private_file(settings.data_dir / "agent.token", lambda: secrets.token_urlsafe(32)).encode()
-
-
 def vault_key(settings: Settings) -> bytes:
     """The vault's key."""
     if settings.vault_key is not None:
         return parse_key(settings.vault_key.get_secret_value())
     private_dir(settings.data_dir)
     return load_or_create_key(settings.data_dir / "vault.key")
-
-
-def open_transport(settings: Settings) -> Transport:
-    """RabbitMQ when its URL is set, else memory."""
-    if settings.amqp_url is None:
-        return MemoryTransport()
-    from bus.transport_rabbit import RabbitTransport
-
-    return RabbitTransport(settings.amqp_url.get_secret_value())
 
 
 @contextlib.asynccontextmanager
@@ -149,58 +107,12 @@ async def shared(settings: Settings, dsn: str, role: str) -> AsyncIterator[Parts
         await store.aclose()
 
 
-class Roles:
-    """The running pieces of this process: each a task that must not end by itself."""
-
-    def __init__(self) -> None:
-        self.tasks: list[asyncio.Task[Any]] = []
-        self.closers: list[Callable[[], Awaitable[None]]] = []
-        self.health: dict[str, Callable[[], str]] = {}
-        """Part -> why it is not ready; an empty text when it is."""
-
-    def run(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Start a piece that runs until it is cancelled."""
-        self.tasks.append(asyncio.create_task(work, name=name))
-
-    def at_stop(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Called when the process stops, last first."""
-        self.closers.append(close)
-
-    async def until(self, stop: asyncio.Event) -> None:
-        """Wait for the stop signal; a piece that fails ends the process with its error."""
-        waiting = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([waiting, *self.tasks], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        for task in done - {waiting}:
-            task.result()
-            raise Failed(f"the part {task.get_name()} ended by itself")
-
-    async def close(self) -> None:
-        """Stop everything, bounded."""
-        for close in reversed(self.closers):
-            try:
-                await asyncio.wait_for(close(), STOP_S)
-            except Exception:
-                log.exception("a part did not stop cleanly", extra={"action": "stop_failed"})
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-def stop_signal() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
-
-
 async def run_up(settings: Settings, on_ready: OnReady) -> None:
     """Everything on one machine until a signal stops it."""
     from api import roles
+    from api.agent_role import start_agents
 
-    _arm(settings)
+    arm(settings)
     stop = stop_signal()
     with _only_one(settings.data_dir):
         async with contextlib.AsyncExitStack() as stack:
@@ -213,7 +125,7 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
                 running.run("postgres", server.keep())
             zone_id = await roles.handlers(parts, running)
             await roles.log_role(parts, running)
-            await roles.agents(parts, running, zone_id, ("storage", "kvm"))
+            await start_agents(settings, parts.transport, running, zone_id)
             url = await roles.api(parts, running)
             record = Installation.model_validate({
                 "database_url": server.url if server else dsn,
@@ -226,42 +138,31 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
             await running.until(stop)
 
 
-async def run_role(settings: Settings, role: str, on_ready: OnReady | None = None, *, kinds: tuple[str, ...] = (
-        "storage", "kvm")) -> None:
-    """One role as a process of its own, on RabbitMQ and Postgres."""
+async def run_role(settings: Settings, role: str, on_ready: OnReady) -> None:
+    """One role as a process of its own, on RabbitMQ and Postgres. (An agent's is `agent_role`.)"""
     from api import roles
 
     if settings.amqp_url is None:
-        raise Refused("roles as separate processes meet on RabbitMQ", field="STOREBUS_AMQP_URL",
-                      remedy="set it, or run everything in one process: storebus up")
-    _arm(settings)
+        raise no_broker()
+    if settings.database_url is None:
+        raise Refused("missing", field="STOREBUS_DATABASE_URL", remedy="name the Postgres of this installation")
+    arm(settings)
     stop = stop_signal()
     running = Roles()
     async with contextlib.AsyncExitStack() as stack:
         said = {"role": role, "pid": str(os.getpid())}
-        if role == "agent":
-            transport = open_transport(settings)
-            stack.push_async_callback(transport.aclose)
-            with contextlib.suppress(BrokerAway):  # it goes on trying by itself
-                await transport.start()
-            stack.push_async_callback(running.close)
-            await roles.remote_agents(settings, transport, running, kinds)
-        else:
-            if settings.database_url is None:
-                raise Refused("missing", field="STOREBUS_DATABASE_URL", remedy="name the Postgres of this installation")
-            parts = await stack.enter_async_context(shared(settings, settings.database_url.get_secret_value(), role))
-            stack.push_async_callback(running.close)
-            match role:
-                case "api":
-                    said["api"] = await roles.api(parts, running)
-                case "handlers":
-                    await roles.handlers(parts, running)
-                case "log":
-                    await roles.log_role(parts, running)
-                case _:
-                    raise Refused(f"no role is named {role!r}", field="role", remedy="api, handlers, log or agent")
-        if on_ready is not None:
-            on_ready(said)
+        parts = await stack.enter_async_context(shared(settings, settings.database_url.get_secret_value(), role))
+        stack.push_async_callback(running.close)
+        match role:
+            case "api":
+                said["api"] = await roles.api(parts, running)
+            case "handlers":
+                await roles.handlers(parts, running)
+            case "log":
+                await roles.log_role(parts, running)
+            case _:
+                raise Refused(f"no role is named {role!r}", field="role", remedy="api, handlers, log or agent")
+        on_ready(said)
         await running.until(stop)
 
 
@@ -292,8 +193,3 @@ def _only_one(data_dir: Path) -> Any:
             raise Refused(f"storebus already runs on {data_dir}", field="data_dir",
                           remedy="stop it, or give another --data-dir") from None
         yield
-
-
-def _arm(settings: Settings) -> None:
-    if settings.failpoints:
-        failpoints.arm(dict(part.split("=", 1) for part in settings.failpoints.split(",")))

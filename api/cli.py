@@ -134,18 +134,22 @@ def serve(role: Role, data_dir: DataDir = None, amqp_url: AmqpUrl = None, databa
           agent_role: Annotated[list[str] | None, typer.Option(
               "--role", help="Of an agent: storage, kvm; both unless said.")] = None) -> None:
     """Run one role as a process of its own, on RabbitMQ and Postgres."""
-    from api.bootstrap import run_role
-
     settings = _settings(data_dir=data_dir, api_port=api_port, api_host=api_host, amqp_url=amqp_url,
                          database_url=database_url)
     _start(settings)
     output = _output(None)
-    kinds = {"kinds": tuple(agent_role)} if agent_role else {}
 
     def ready(said: dict[str, str]) -> None:
         output.say(", ".join(f"{name} {value}" for name, value in said.items()) + ": ready")
 
-    _serve(run_role(settings, str(role), ready, **kinds))
+    if role == "agent":
+        from api.agent_role import KINDS, run_agent
+
+        _serve(run_agent(settings, ready, kinds=tuple(agent_role or KINDS)))
+    else:
+        from api.bootstrap import run_role
+
+        _serve(run_role(settings, str(role), ready))
 
 
 @app.command()

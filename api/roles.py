@@ -9,27 +9,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from agents import qemu
-from agents.grants import Grants as AgentGrants
-from agents.grants import load_or_create_key
-from agents.hypervisors.kvm import lacking
-from agents.image_stores.registry import providers
-from agents.motion.registry import announced
-from agents.mover import Mover
-from agents.primary_stores.block import BlockPrimaryStore
-from agents.primary_stores.folder import FolderPrimaryStore
-from agents.runtime import AgentConfig, AgentRuntime
-from api.bootstrap import Parts, Roles, agent_token
+from api.bootstrap import Parts
 from api.edge import Edge
 from api.http import HttpListener
+from api.process import Roles
 from api.scrub_schedule import checked_share, interval, keep_schedules
-from api.settings import Settings
 from api.system import System
 from bus.consumer import PartitionConsumer
 from bus.dead_letters import DeadLetters
@@ -45,9 +31,6 @@ from bus.transport import progress as progress_address
 from handlers.agent import create_zone
 from handlers.grants import SERVICE, Grants
 from handlers.projector import Projector
-from schema.failure import Refused
-from schema.ids import derive, zone_named
-from schema.image import PrimarySpec
 
 log = logging.getLogger(__name__)
 
@@ -140,60 +123,3 @@ async def api(parts: Parts, running: Roles) -> str:
     url = await listener.start()
     running.at_stop(listener.aclose)
     return url
-
-
-async def agents(parts: Parts, running: Roles, zone_id: UUID, kinds: tuple[str, ...]) -> None:
-    """The agents of this host, over the shared transport."""
-    for kind in kinds:
-        await _agent(parts.settings, parts.transport, running, zone_id, kind)
-
-
-async def remote_agents(settings: Settings, transport: Transport, running: Roles, kinds: tuple[str, ...]) -> None:
-    """Agents in a process of their own: they know the broker and nothing else."""
-    for kind in kinds:
-        await _agent(settings, transport, running, zone_named(settings.zone), kind)
-
-
-async def _agent(settings: Settings, transport: Transport, running: Roles, zone_id: UUID, kind: str) -> None:
-    makers: dict[str, Callable[..., Any]] = {"storage": _storage, "kvm": _kvm}
-    if kind not in makers:
-        raise Refused(f"no agent is of the kind {kind!r}", field="kind", remedy=f"one of {', '.join(makers)}")
-    name = f"{settings.agent_name or socket.gethostname()}-{kind}"
-    about = await makers[kind](settings, zone_id, name)
-    state_dir = settings.data_dir / "agents" / name
-    key = await asyncio.to_thread(load_or_create_key, state_dir / "agent.key")
-    config = AgentConfig(name=name, zone_id=zone_id, state_dir=state_dir, transfers=settings.transfers,
-                         token=await asyncio.to_thread(agent_token, settings), **about)
-    mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight, "records": str(config.records),
-                   "stall_seconds": settings.stall_seconds,
-                   "bytes_per_second": settings.agent_bytes_per_second,
-                   "hypervisor_name": about.get("hypervisor", "kvm").lower()})
-    runtime = AgentRuntime(config, transport, mover, AgentGrants(name, key, transport))
-    await runtime.start()
-    running.at_stop(runtime.stop)
-
-
-async def _storage(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
-    return {"roles": ("storage",), "providers": tuple(await asyncio.to_thread(providers)), "motions": announced(disks=False)}
-
-
-async def _kvm(settings: Settings, zone_id: UUID, name: str) -> dict[str, Any]:
-    missing = lacking()
-    if missing:
-        raise Refused(f"the KVM agent needs {', '.join(missing)}", field="kind", remedy=f"{qemu.INSTALL} libnbd0")
-    return {"roles": ("hypervisor",), "hypervisor": "KVM", "primaries": await _primaries(settings, zone_id, name),
-            "motions": announced(disks=True), "providers": tuple(await asyncio.to_thread(providers))}
-
-
-async def _primaries(settings: Settings, zone_id: UUID, name: str) -> tuple[PrimarySpec, ...]:
-    """The host's primary stores. With devices and no folder named, there is no folder."""
-    places: dict[str, Path] = {}
-    devices = [device for device in map(str.strip, settings.primary_devices.split(",")) if device]
-    if settings.primary_path or not devices:
-        places["folder"] = (settings.primary_path or settings.data_dir / "primary").absolute()
-        await FolderPrimaryStore(places["folder"]).prepare()
-    if devices:
-        places["block"] = (settings.data_dir / "block").absolute()
-        await BlockPrimaryStore(places["block"]).prepare(devices)
-    return tuple(PrimarySpec(id=derive(zone_id, f"primary/{name}/{path}"), name=f"{name}-{kind}", kind=kind, path=str(path),
-                             zone_id=zone_id, agent=name) for kind, path in places.items())

@@ -150,7 +150,15 @@ class Cluster:
                    "bucket": self.bucket}
         pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items())
                  for part, value in (("key", key), ("value", text))}
-        return str((await self.call("addImageStore", name="objects", provider="S3", url=self.s3.endpoint, **pairs))["imagestore"]["id"])
+        end = time.monotonic() + 60
+        while True:
+            try:
+                added = await self.call("addImageStore", name="objects", provider="S3", url=self.s3.endpoint, **pairs)
+                return str(added["imagestore"]["id"])
+            except AssertionError as error:  # the storage agent has not announced itself yet
+                if "'errorcode': 503" not in str(error) or time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.2)
 
     # --- checkers -----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import pytest
 from agents import runtime as runtimes
 from agents.image_stores.memory import bucket
 from agents.motion.direct import leave_nothing
-from agents.mover import InlineMover
+from agents.mover_child import InlineMover
 from agents.operations import OPERATIONS
 from agents.toolbox import Toolbox
 from schema.agent import DeleteImages, FetchImage

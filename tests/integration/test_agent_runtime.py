@@ -20,7 +20,8 @@ from agents import runtime as runtimes
 from agents.grants import Grants, load_or_create_key
 from agents.image_stores.memory import bucket
 from agents.journal import OPEN
-from agents.mover import InlineMover, MoverDied
+from agents.mover import MoverDied
+from agents.mover_child import InlineMover
 from agents.runtime import AgentConfig, AgentRuntime
 from agents.toolbox import Toolbox
 from bus.envelope import Envelope

@@ -15,7 +15,7 @@ import pytest
 
 from agents.image_stores.memory import bucket
 from agents.image_stores.registry import open_store
-from agents.mover import InlineMover
+from agents.mover_child import InlineMover
 from agents.toolbox import Toolbox
 from bus.vault import Vault
 from schema.agent import LinkMade, MakeLink, RevokeLink, ScrubObjects

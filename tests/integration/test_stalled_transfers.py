@@ -115,7 +115,7 @@ async def test_a_source_that_stops_and_one_that_is_slow(tmp_path: Path, files: H
     began = time.monotonic()
     with pytest.raises(WorkFailure, match=rf"the download stalled: nothing moved for 1.5 s, at byte \d+ of {20 * MIB}"):
         await done(fetch(files, "gated/raw", tmp_path), {}, download_allow=files.allow)
-    assert time.monotonic() - began < STALL_S + 3
+    assert time.monotonic() - began < STALL_S + 10  # the mover starts first, beside other work
     files.gate.clear()
     files.pause_s, files.pause_every = 0.6, 5 * MIB
     began = time.monotonic()

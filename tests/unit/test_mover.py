@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from agents.mover import Mover, MoverDied, Redacted, WorkFailure
+from agents.mover import Mover, MoverDied, WorkFailure
+from agents.mover_child import Redacted
 from schema.agent import DeleteImages
 from schema.image import StoreSpec
 

@@ -21,7 +21,7 @@ from bench.measure import Result
 from bench.sides import Side
 
 TRANSFERS, MOST_MB, PSS_EVERY = 4, 300.0, 10
-AGENT = "import uvloop, api.roles, time; print('ready', flush=True); time.sleep(600)"
+AGENT = "import uvloop, api.cli, api.agent_role, bus.transport_rabbit, time; print('ready', flush=True); time.sleep(600)"
 
 
 def resident(pid: int) -> int:

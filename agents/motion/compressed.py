@@ -232,7 +232,8 @@ async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> Compresse
         await parts.add(bytes(CLUSTER))  # the header's room
         while True:
             while len(ahead) < AHEAD:
-                lent = BUFFERS.try_borrow(ROOM) if own is None else None
+                room = own is None and BUFFERS.lent < BUFFERS.total // 2  # the other half is for parts on their way
+                lent = BUFFERS.try_borrow(ROOM) if room else None
                 buffer = own or lent
                 found = next(batches, None) if buffer is not None else None
                 if lent is not None and found is None:

@@ -69,6 +69,8 @@ def pytest_report_header() -> list[str]:
 
 OPTIONAL = "(optional)"
 """In a skip's reason: the test wants what nobody has to have (a second Postgres). It is listed, and fails no run."""
+NOT_ITS = "not this plug-in's:"
+"""In a skip's reason: the test is about a capability that the plug-in does not claim, or about its absence."""
 _skipped: list[str] = []
 _optional: set[str] = set()
 
@@ -79,7 +81,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if OPTIONAL in reason:
             _optional.add(reason.removeprefix("Skipped: "))
-        else:
+        elif NOT_ITS not in reason:
             _skipped.append(report.nodeid)
 
 

@@ -46,7 +46,7 @@ class LinksContract:
     async def linking(self, place: Place, store: ImageStore) -> AsyncIterator[ImageStore]:
         """The store, its links served; skipped where it has none."""
         if "presigned_get" not in place.store.CAPABILITIES:
-            pytest.skip("it has no presigned_get")
+            pytest.skip("not this plug-in's: it has no presigned_get")
         with self.serving(store):
             yield store
 
@@ -62,7 +62,7 @@ class LinksContract:
 
     async def test_a_store_without_links_says_what_is_missing(self, place: Place, store: ImageStore, key: str) -> None:
         if "presigned_get" in place.store.CAPABILITIES:
-            pytest.skip("it has presigned_get")
+            pytest.skip("not this plug-in's: it has presigned_get")
         await store.put(key, b"x")
         with pytest.raises(Refused, match="presigned_get") as refused:
             await make_link(store, place.spec, key, 60)

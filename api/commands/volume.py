@@ -1,0 +1,35 @@
+"""Commands of volumes, as `api.registry` collects them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from api.api_command import ADMIN, ID, IDS, NAME, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
+
+
+def _volume(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
+    values.setdefault("name", f"volume-{job_id}")
+    by_name = {each.name: each.field for each in derived(CreateVolume) if each.field}
+    return {by_name[name]: value for name, value in values.items() if name in by_name}
+
+
+COMMANDS: tuple[ApiCommand, ...] = (
+    ApiCommand(
+        name="createVolume", mode=Mode.CREATE, item="volume", noun="volume", command=CreateVolume, prepare=_volume,
+        parameters=derived(CreateVolume, optional=("name",)), related="listVolumes",
+        description="Makes a volume: empty, from a template (extension) or from a snapshot."),
+    ApiCommand(
+        name="listVolumes", mode=Mode.LIST, item="volume", noun="volume",
+        parameters=listing(ID, IDS, NAME, ZONE, parameter("storageid", Type.UUID), parameter("state"),
+                           parameter("type", choices=("ROOT", "DATADISK")), access=True),
+        filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state"},
+        description="Lists volumes."),
+    ApiCommand(
+        name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
+        parameters=derived(UpdateVolume), related="listVolumes", roles=ADMIN, description="Renames a volume."),
+    ApiCommand(
+        name="deleteVolume", mode=Mode.SYNC, noun="volume", command=DeleteVolume, parameters=derived(DeleteVolume),
+        related="listVolumes", description="Deletes a volume and its bytes."),
+)

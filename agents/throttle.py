@@ -12,10 +12,22 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Sequence
+from functools import cache
 from typing import Any, cast
 
 from agents import stall
-from agents.image_stores.base import Bytes, ImageStore, PartInfo, PartSource, Resumable, StreamedUpload
+from agents.image_stores.base import (
+    Bytes,
+    ImageStore,
+    Linkable,
+    Measured,
+    PartInfo,
+    PartSource,
+    ReadsInto,
+    Remote,
+    Resumable,
+    StreamedUpload,
+)
 from agents.image_stores.details import EVERYWHERE
 from schema.failure import Refused
 from schema.image import StoreSpec
@@ -144,7 +156,7 @@ class _Store:
         return _upload(await self._store.begin(key, part_size=part_size), self._limits, self)
 
 
-class _ResumableStore(_Store):
+class _Resumes(_Store):
     """Of a store that resumes."""
 
     async def resume(self, key: str, *, part_size: int) -> _Upload | None:
@@ -153,11 +165,67 @@ class _ResumableStore(_Store):
         return _upload(found, self._limits, self) if found is not None else None
 
 
+class _Fills(_Store):
+    """Of a store that fills buffers."""
+
+    async def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
+        """See ReadsInto."""
+        await _pass(self._limits, self, len(buffer))
+        return await cast(ReadsInto, self._store).read_into(key, offset, buffer)
+
+
+class _Measures(_Store):
+    """Of a store that knows its room."""
+
+    async def free_bytes(self) -> int | None:
+        """See Measured."""
+        return await cast(Measured, self._store).free_bytes()
+
+
+class _Links(_Store):
+    """Of a store that gives links: nothing of theirs passes here."""
+
+    async def presign(self, key: str, expires_s: int) -> str:
+        """See Linkable."""
+        return await cast(Linkable, self._store).presign(key, expires_s)
+
+    async def alias(self, key: str, to: str) -> None:
+        """See Linkable."""
+        await cast(Linkable, self._store).alias(key, to)
+
+
+class _Far(_Store):
+    """Of a store that is spoken to over a network."""
+
+    @property
+    def secured(self) -> str:
+        """See Remote."""
+        return cast(Remote, self._store).secured
+
+    async def clock_ahead(self) -> float | None:
+        """See Remote."""
+        return await cast(Remote, self._store).clock_ahead()
+
+
+# What a store has beside the methods of ImageStore is looked for in its class, so a limited one's class must have it too.
+_MORE: tuple[tuple[type, type[_Store]], ...] = (
+    (Resumable, _Resumes), (ReadsInto, _Fills), (Measured, _Measures), (Linkable, _Links), (Remote, _Far))
+
+
+@cache
+def _limited(of: type) -> type[_Store]:
+    more = tuple(limited for protocol, limited in _MORE if _has(of, protocol))
+    return type(f"Limited{of.__name__}", more or (_Store,), {})
+
+
+def _has(of: type, protocol: type) -> bool:
+    """Whether instances of the class have every member of the protocol."""
+    return all(hasattr(of, name) for name in vars(protocol) if not name.startswith("_"))
+
+
 def limited(store: ImageStore, limits: Sequence[Throttle]) -> ImageStore:
     """The store for one transfer under these limits; itself when there are none."""
-    if not limits:
-        return store
-    return cast(ImageStore, (_ResumableStore if isinstance(store, Resumable) else _Store)(store, limits))
+    return cast(ImageStore, _limited(type(store))(store, limits)) if limits else store
 
 
 def rate_of(spec: StoreSpec) -> int:

@@ -140,7 +140,7 @@ class KvmHypervisor:
         await qemu.run("qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS))
         for inner in found.get("snapshots", []):  # somebody else's snapshots would be carried along for ever
             await self.drop_snapshot(path, inner["name"])
-        for name in await _bitmaps(path):  # and somebody else's record of changes must not be taken for ours
+        for name in _bitmaps_in(found):  # and somebody else's record of changes must not be taken for ours
             await _bitmap(path, "--remove", name)
         size = int(found["virtual-size"])
         if grow_to > size:
@@ -226,7 +226,11 @@ class KvmHypervisor:
 
 async def _bitmaps(path: str) -> dict[str, dict[str, Any]]:
     """The dirty bitmaps kept in a disk: name -> granularity and flags."""
-    details = (await qemu.info(path, "qcow2")).get("format-specific", {}).get("data", {})
+    return _bitmaps_in(await qemu.info(path, "qcow2"))
+
+
+def _bitmaps_in(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    details = info.get("format-specific", {}).get("data", {})
     return {entry["name"]: entry for entry in details.get("bitmaps", [])}
 
 

@@ -50,6 +50,8 @@ BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
 UNSENT = 256 << 10
 """Bytes of a body that wait in the kernel beside those under way."""
+PIECE = 256 << 10
+"""Bytes of an answer that are taken at once; the client keeps twice as many of each answer."""
 MAX_PAGES = 1_000_000
 CHECKS: dict[tuple[str, str], bool] = {}
 """(endpoint, bucket) -> whether the store refuses a part whose SHA-256 is wrong, as far as this process has seen."""
@@ -138,27 +140,44 @@ class S3ImageStore:
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         """One ranged GET; a short or broken answer is asked for again."""
-        if length <= 0:
-            return b""
+        found = bytearray()
 
-        async def get() -> bytes:
+        def room(size: int) -> memoryview:
+            found[:] = bytes(size)
+            return memoryview(found)
+
+        await self._read(key, offset, length, room)
+        return bytes(found)
+
+    async def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
+        """See ReadsInto."""
+        return await self._read(key, offset, len(buffer), lambda size: buffer[:size])
+
+    async def _read(self, key: str, offset: int, length: int, room: Callable[[int], memoryview]) -> int:
+        """`length` bytes, fewer only past the end, into what `room` gives for as many as there are."""
+        if length <= 0:
+            return 0
+
+        async def get() -> int:
             answer = await self.client.get_object(Bucket=self.bucket, Key=key,
                                                   Range=f"bytes={offset}-{offset + length - 1}")
             async with answer["Body"] as body:
                 expected = _expected(answer, offset, length)
-                pieces: list[bytes] = []
-                while piece := await body.read(length):  # as much as has come
-                    pieces.append(piece)
+                view, at = room(expected), 0
+                while piece := await body.read(PIECE):  # as much as has come, and no more waits meanwhile
+                    if at + len(piece) > expected:
+                        raise Damaged(f"more than {expected} bytes")
+                    view[at:at + len(piece)] = piece
+                    at += len(piece)
                     stall.moved()
-                data = b"".join(pieces)
-            if len(data) != expected:
-                raise Damaged(f"{len(data)} bytes of {expected}")
-            return data
+            if at != expected:
+                raise Damaged(f"{at} bytes of {expected}")
+            return expected
 
         try:
             return await self.ask(f"read {key}", get, plain=("InvalidRange", "416"))
         except ClientError:
-            return b""  # past the end
+            return 0  # past the end
 
     async def put(self, key: str, body: bytes) -> None:
         """One PUT with its MD5."""

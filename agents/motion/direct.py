@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
-import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,11 +22,12 @@ from agents import leftovers, stall
 from agents import manifest as manifests
 from agents.buffers import BUFFERS, Buffers
 from agents.hypervisors.base import BlockDevice, Hypervisor
-from agents.image_stores.base import ImageStore, Limits, StreamedUpload, Upload
+from agents.image_stores.base import Bytes, ImageStore, Limits, ReadsInto, StreamedUpload, Upload
 from agents.motion import resuming
 from agents.motion.base import Progress
+from agents.motion.new_file import NewFile, runs
 from agents.motion.parallel import parallel
-from agents.motion.resuming import found, identity, pwrite_all
+from agents.motion.resuming import found, identity
 from agents.motion.streamed import WHOLE, StreamedPart
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout
@@ -46,6 +45,8 @@ MOST_PARTS = 10_000
 """Parts of an object in any store: a manifest names each of them."""
 RANGE = 4 << 20
 """Bytes of one ranged read."""
+AT_WORK = 2
+"""Ranges of each worker: one on its way, one that is compared and written."""
 BAD_OBJECT = "restore another snapshot, and check the store"
 
 
@@ -212,9 +213,9 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     await hypervisor.create(path, manifest.virtual_size)
     async with hypervisor.open(path, writable=True) as device:
 
-        async def take(data: bytes, offset: int) -> None:
+        async def take(data: Bytes, offset: int) -> None:
             view = memoryview(data)
-            for start, end in await asyncio.to_thread(_runs, data):
+            for start, end in await asyncio.to_thread(runs, data):
                 await device.write(offset + start, view[start:end])
 
         done = await _read_parts(store, manifest, take, progress, workers)
@@ -228,43 +229,25 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
     try:
         device = await in_thread(Path(path).is_block_device)
         resume = resume and not device  # a device was made zeros: nothing is there
-        descriptor = await in_thread(_opened, path, manifest.physical_size, resume, device)
+        file = await NewFile.open(path, manifest.physical_size, there=resume, device=device)
         try:
-            there = await found(descriptor, manifest, progress, workers) if resume else {}
+            there = await found(file.descriptor, manifest, progress, workers) if resume else {}
 
-            async def take(data: bytes, offset: int) -> None:
-                # Zeros are left out only where nothing was written before.
-                write = pwrite_all if offset // manifest.part_size in there else _pwrite_sparse
-                await in_thread(write, descriptor, data, offset)
+            async def take(data: Bytes, offset: int) -> None:
+                await file.write(data, offset, holes=offset // manifest.part_size not in there)
 
             whole = {number for number, right in there.items() if right}
             done = await _read_parts(store, manifest, take, progress, workers, whole)
             progress("flush", done, manifest.physical_size)
-            await in_thread(os.fsync, descriptor)
+            await file.flush()
         finally:
-            os.close(descriptor)  # no thread writes to it any more: each was waited for
+            file.close()
     except OSError as error:
         raise explain(error) from None
     return done
 
 
-def _opened(path: str, size: int, there: bool, device: bool) -> int:
-    """A descriptor of the file, absent unless `there`, or of the block device, with room for `size` bytes. Blocking; raises
-    OSError."""
-    flags = 0 if device else os.O_CREAT | os.O_NOFOLLOW | (0 if there else os.O_EXCL)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-    try:
-        if not device:
-            os.ftruncate(descriptor, size)
-        elif os.lseek(descriptor, 0, os.SEEK_END) < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[bytes, int], Awaitable[None]],
+async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Bytes, int], Awaitable[None]],
                       progress: Progress, workers: int, there: Collection[int] = ()) -> int:
     """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take(data, offset)`, in ranges, and
     compare each part with the manifest.
@@ -281,46 +264,28 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[byt
         end = min(start + manifest.part_size, manifest.physical_size)
         digest = hashlib.sha256()
         while at < end:
-            async with BUFFERS.room(2 * RANGE):  # a store joins what it received: twice, for a moment
-                data = await store.read(manifest.key, at, min(RANGE, end - at))
-                if not data:
+            async with _range(store, manifest.key, at, min(RANGE, end - at)) as data:
+                if not len(data):
                     raise manifests.ended(manifest, at)
                 await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
                 await take(data, at)
                 at += len(data)
                 done += len(data)
-                del data
             progress("read", done, manifest.physical_size)
         if digest.hexdigest() != manifest.parts[number]:
             raise manifests.bad_part(manifest, number, digest.hexdigest())
 
     progress("read", done, manifest.physical_size)
-    await parallel(len(manifest.parts), workers, one)
+    await parallel(len(manifest.parts), AT_WORK * workers, one)
     return done
 
 
-BLOCK = 1 << 16
-_ZEROS = bytes(BLOCK)
-
-
-def _runs(data: bytes) -> list[tuple[int, int]]:
-    """Ranges of `data` that are not all zeros, by blocks of 64 KiB, joined."""
-    found: list[tuple[int, int]] = []
-    view = memoryview(data)
-    for at in range(0, len(data), BLOCK):
-        block = view[at:at + BLOCK]
-        if block == (_ZEROS if len(block) == BLOCK else _ZEROS[:len(block)]):
-            continue
-        if found and found[-1][1] == at:
-            found[-1] = (found[-1][0], at + len(block))
-        else:
-            found.append((at, at + len(block)))
-    return found
-
-
-def _pwrite_sparse(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    for start, end in _runs(data):
-        at = start
-        while at < end:
-            at += os.pwrite(descriptor, view[at:end], offset + at)
+@contextlib.asynccontextmanager
+async def _range(store: ImageStore, key: str, offset: int, length: int) -> AsyncIterator[Bytes]:
+    """What the store has of a range, within the process's buffers, while this is open."""
+    if isinstance(store, ReadsInto):
+        async with BUFFERS.buffer(RANGE) as buffer:
+            yield memoryview(buffer)[:await store.read_into(key, offset, memoryview(buffer)[:length])]
+    else:
+        async with BUFFERS.room(2 * RANGE):  # such a store joins what it received: twice, for a moment
+            yield await store.read(key, offset, length)

@@ -122,11 +122,4 @@ def _digest(descriptor: int, start: int, end: int) -> str:
     return digest.hexdigest()
 
 
-def pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
-    """All of it, zeros too. Blocking."""
-    view, at = memoryview(data), 0
-    while at < len(view):
-        at += os.pwrite(descriptor, view[at:], offset + at)
-
-
-__all__ = ["begin", "found", "identity", "pwrite_all"]
+__all__ = ["begin", "found", "identity"]

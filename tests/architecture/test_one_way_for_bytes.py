@@ -28,7 +28,7 @@ CALLS = {
     "part": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
     "begin": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
     "resume": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
-    "read_into": ("agents/motion/", "agents/hypervisors/"),
+    "read_into": ("agents/motion/", "agents/hypervisors/", "agents/image_stores/", "agents/throttle.py"),
 }
 """Method that only moves image bytes -> who calls it: motions, the plug-ins within themselves (a store's test of itself), and the
 limit on throughput, which hands on a motion's own calls when they are due."""

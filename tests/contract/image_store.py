@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from agents.image_stores.base import ImageStore, Measured, Upload
+from agents.image_stores.base import ImageStore, Linkable, Measured, ReadsInto, Remote, Resumable, Upload
 from agents.manifest import (
     delete_object,
     find_manifest,
@@ -29,6 +29,7 @@ from agents.manifest import (
     verify_object,
     write_manifest,
 )
+from agents.throttle import Throttle, limited
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import ImageFormat, Manifest
 from tests.contract.image_store_links import LinksContract
@@ -108,6 +109,13 @@ class ImageStoreContract(ResumeContract, ScrubContract, LinksContract):
         else:
             assert not isinstance(store, Measured)
 
+    async def test_under_a_limit_it_has_what_it_has_without_one(self, store: ImageStore) -> None:
+        under = limited(store, [Throttle(1 << 30)])
+        for protocol in (Linkable, Measured, ReadsInto, Remote, Resumable):
+            for name in (each for each in vars(protocol) if not each.startswith("_")):
+                # As isinstance looks from Python 3.12 on: not by __getattr__.
+                assert hasattr(type(under), name) == hasattr(type(store), name), name
+
     # --- small objects ------------------------------------------------------------------------------------------
 
     async def test_put_read_replace(self, store: ImageStore, key: str) -> None:
@@ -134,12 +142,20 @@ class ImageStoreContract(ResumeContract, ScrubContract, LinksContract):
         await store.put(key, body)
         for offset, length in ((0, 1), (99_999, 1), (1, 65_536), (50_000, 50_000), (99_990, 100), (0, 0), (7, 0)):
             assert await store.read(key, offset, length) == body[offset : offset + length], (offset, length)
+            if isinstance(store, ReadsInto):
+                buffer = bytearray(b"-" * length)
+                found = await store.read_into(key, offset, memoryview(buffer))
+                assert buffer == body[offset:offset + length][:found] + b"-" * (length - found), (offset, length)
+                assert found == max(0, min(length, len(body) - offset))
         assert await store.read(key, 100_000, 10) == b""
         assert await store.read(key, 1 << 40, 10) == b""
 
     async def test_reading_what_is_absent_says_so(self, store: ImageStore, key: str) -> None:
         with pytest.raises(WorkFailed) as failed:
             await store.read(key, 0, 10)
+        if isinstance(store, ReadsInto):
+            with pytest.raises(WorkFailed):
+                await store.read_into(key, 0, memoryview(bytearray(10)))
         assert not failed.value.retryable
         assert "absent" in failed.value.failure.cause
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from api.access import Use
 from schema.failure import BadParameter
 from schema.message import Command
 
@@ -90,6 +91,13 @@ class ApiCommand:
     listed: bool = False
     """Sync, and answers in the list envelope before its job has ended (registerTemplate)."""
     prepare: Prepare | None = None
+    for_account: bool = False
+    """Its parameters account, domainid and projectid (`OWNER`) say whose what it makes will be."""
+    home: str = ""
+    """Its parameter that is the caller's own domain when it is left out."""
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    """Parameter -> what is done with the thing that it names, where that is not what `api.ownership` takes for granted: a
+    template that is extracted is only used, so it may be a public one."""
     related: str = ""
     filters: Mapping[str, str] = field(default_factory=dict)
     """Of a list: parameter -> column that must be equal."""
@@ -142,9 +150,10 @@ DESCRIPTIONS = {
     "volumeid": "the UUID of the volume", "asyncbackup": "end the job once the snapshot is on the primary store",
     "of": "the command that is planned", "share": "how much of the store: 5% or 0.05",
     "jobid": "the UUID of the job", "keyword": "part of the name", "page": "page number, from 1, together with pagesize",
-    "pagesize": "items of a page; -1 without page: everything", "account": "accepted for CloudStack's clients",
-    "domainid": "accepted for CloudStack's clients", "projectid": "accepted for CloudStack's clients",
-    "listall": "accepted for CloudStack's clients", "isrecursive": "accepted for CloudStack's clients",
+    "pagesize": "items of a page; -1 without page: everything", "account": "the account's name; it is in the domain domainid",
+    "domainid": "the UUID of the domain; the caller's own when it is left out",
+    "projectid": "the UUID of the project; -1 in lists: every project", "isrecursive": "domains below the domain too",
+    "listall": "everything that the caller may see; false: of its own account only",
     "customjobid": "the id of the job: sending the same command again with it is the same job",
     "protocol": "scheme of the URL", "type": "the type", "state": "the state", "storageid": "the UUID of the primary store",
     "templatefilter": "featured, self, selfexecutable, sharedexecutable, shared, executable, community or all",
@@ -161,7 +170,7 @@ JOB_ID = Parameter(name="customjobid", type=Type.UUID, description=DESCRIPTIONS[
 PAGING = ("keyword", Type.STRING), ("page", Type.INTEGER), ("pagesize", Type.INTEGER)
 ACCESS = (("account", Type.STRING), ("domainid", Type.UUID), ("projectid", Type.STRING), ("listall", Type.BOOLEAN),
           ("isrecursive", Type.BOOLEAN))
-"""Parameters of CloudStack's access control: accepted; there is one account yet."""
+"""Parameters of CloudStack's access control in lists: see `api.ownership`."""
 
 
 def parameter(name: str, type: Type = Type.STRING, *, required: bool = False,  # noqa: A002 - listApis' word
@@ -211,11 +220,13 @@ def listing(*own: Parameter, access: bool = False) -> tuple[Parameter, ...]:
     return (*own, *(parameter(name, kind) for name, kind in (*PAGING, *(ACCESS if access else ()))))
 
 
+OWNER = (parameter("account"), parameter("domainid", Type.UUID), parameter("projectid", Type.UUID))
+"""Parameters of a command that makes something `for_account`."""
 ID = parameter("id", Type.UUID)
 IDS = parameter("ids", Type.LIST, of_uuids=True)
 NAME = parameter("name")
 ZONE = parameter("zoneid", Type.UUID)
 """Parameters of nearly every list."""
 
-__all__ = ["ADMIN", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "ZONE", "ApiCommand", "Mode", "Parameter", "Prepare", "Type",
-           "api_name", "derived", "listing", "parameter"]
+__all__ = ["ADMIN", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "OWNER", "ZONE", "ApiCommand", "Mode", "Parameter", "Prepare",
+           "Type", "api_name", "derived", "listing", "parameter"]

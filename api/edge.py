@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from api import registry, responses
+from api import credentials, registry, responses
+from api.access import SYSTEM, Principal, authorize, resource_of
 from api.listing import Lists
+from api.ownership import Ownership, absent, allowed
 from api.parameters import parse
 from api.registry import ApiCommand, Mode
 from bus.errors import AppendUnknown, StoreAway
 from bus.event_store import EventStore
 from bus.sealing import sealed
 from schema.failure import BadParameter, Failed, Failure, Unknown, Unsupported
+from schema.identity import ROOT_OWNER, AddAccountToProject, Owner
 from schema.ids import derive
 from schema.message import Command
 from schema.motion import MotionPlan
@@ -56,10 +59,11 @@ class System(Protocol):
     async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
         """The command with clear secrets replaced by vault references."""
 
-    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin") -> int:
+    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin", owner: Owner | None = None) -> int:
         """Accept the command; its position."""
 
-    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin") -> dict[str, Any]:
+    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin",
+                      owner: Owner | None = None) -> dict[str, Any]:
         """Run a command that needs no agent, and wait until lists show it."""
 
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
@@ -109,16 +113,19 @@ class Edge:
     def __init__(self, system: System, *, wait_s: float = WAIT_S) -> None:
         self.system, self.wait_s = system, wait_s
         self.lists = Lists(system)
+        self.ownership = Ownership(system)
 
-    async def call(self, raw: Mapping[str, str], *, principal: str = "admin") -> Answer:
-        """Answer one request; `raw` holds its parameters, `command` among them. Never raises what a caller caused."""
+    async def call(self, raw: Mapping[str, str], *, principal: Principal = SYSTEM) -> Answer:
+        """Answer one request of `principal`; `raw` holds its parameters, `command` among them. Never raises what a caller
+        caused."""
         spelled = next((value for name, value in raw.items() if name.lower() == "command"), "")
         command: ApiCommand | None = None
         try:
             command = registry.find(spelled)
+            allowed(principal, command)
             parsed = parse(command.parameters, raw)
             if command.name == "planCommand":
-                body = {command.item: await self._plan(parsed.values["of"], raw)}
+                body = {command.item: await self._plan(parsed.values["of"], raw, principal)}
             else:
                 _warn(command.name, parsed.unknown)
                 body = await self._run(command, parsed.values, principal)
@@ -129,13 +136,14 @@ class Edge:
             return _refused(command, Failure(cause="an internal error; the log of the API role tells more"))
         return Answer(200, {command.envelope: body}, command.name)
 
-    async def _run(self, command: ApiCommand, values: dict[str, Any], principal: str) -> dict[str, Any]:
+    async def _run(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:
         if command.mode is Mode.LIST:
-            return await self.lists.answer(command, values)
+            return await self.lists.answer(command, values, principal)
         if command.command is not None:
             return await self._write(command, values, principal)
         match command.name:
             case "queryAsyncJobResult":
+                await self.ownership.check(command, values, principal)
                 return await self.job(values["jobid"])
             case "listCapabilities":
                 return {command.item: await self.lists.capability()}
@@ -148,15 +156,17 @@ class Edge:
             raise BadParameter(f"no job has the id {job_id}", field="jobid", remedy="listAsyncJobs shows them")
         return await self.lists.job(row)
 
-    async def _plan(self, of: str, raw: Mapping[str, str]) -> list[dict[str, Any]]:
+    async def _plan(self, of: str, raw: Mapping[str, str], principal: Principal) -> list[dict[str, Any]]:
         """How the bytes of a command would move. Its parameters stand beside `of`, so it may have none of that name."""
         command = registry.find(of)
         if command.command is None:
             raise BadParameter(f"{command.name} changes nothing: there is nothing to plan", field="of",
                                remedy="name a command that makes something, like createVolume")
+        allowed(principal, command)
         parsed = parse(command.parameters, {name: value for name, value in raw.items() if name.lower() != "of"})
         _warn(command.name, parsed.unknown)
         parsed.values.pop("customjobid", None)
+        await self.ownership.check(command, parsed.values, principal)
         job_id = uuid4()
         message = command.build(parsed.values, job_id)
         plans = await self.system.plan(await sealed(message, _placeholder, job_id=job_id), job_id)
@@ -164,18 +174,28 @@ class Edge:
 
     # --- commands ---
 
-    async def _write(self, command: ApiCommand, values: dict[str, Any], principal: str) -> dict[str, Any]:
+    async def _write(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:
         given = values.pop("customjobid", None)
         job_id = given or uuid4()
+        owner = await self.ownership.check(command, values, principal)
+        known = await self.system.job(job_id) if given is not None else None
+        if known is not None and not authorize(principal, command, resource_of("job", known)):
+            raise absent("job", job_id, "customjobid")
+        who: dict[str, Any] = {"principal": principal.name} | ({} if owner == ROOT_OWNER else {"owner": owner})
+        if command.for_account:
+            values["accountid"] = owner.account_id
+        elif command.command is AddAccountToProject:
+            values["accountid"] = await self.ownership.member(values)
+        shown = await credentials.prepare(command, values, job_id)
         message = command.build(values, job_id)
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
-        if given is None or await self.system.job(job_id) is None:
+        if known is None:
             await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id)
         message = await self.system.seal_secrets(message, job_id)
         if command.now:
-            await self.system.run_now(message, job_id, principal=principal)
-            return await self._done(command, message, job_id)
-        await self._accept(message, job_id, principal)
+            await self.system.run_now(message, job_id, **who)
+            return shown or await self._done(command, message, job_id)
+        await self._accept(message, job_id, who)
         if command.mode is Mode.ASYNC:
             return {"jobid": str(job_id)}
         if command.mode is Mode.CREATE:
@@ -184,12 +204,12 @@ class Edge:
             return await self._appeared(command, message, job_id)
         return await self._ended(command, job_id)
 
-    async def _accept(self, message: Command, job_id: UUID, principal: str) -> None:
+    async def _accept(self, message: Command, job_id: UUID, who: Mapping[str, Any]) -> None:
         """Submit; when it is unknown whether it was committed, submit again: the same id is the same job."""
         unknown = False
         for attempt in range(ACCEPT_TRIES):
             try:
-                await self.system.submit(message, job_id=job_id, principal=principal)
+                await self.system.submit(message, job_id=job_id, **who)
                 return
             except AppendUnknown:
                 unknown = True
@@ -207,7 +227,8 @@ class Edge:
             return {"jobid": str(job_id)}
         if not command.item:
             return {"success": True}
-        thing_id = str(message.model_dump()["id"])
+        made = "id" not in type(message).model_fields
+        thing_id = str(derive(job_id, command.noun) if made else message.model_dump()["id"])
         return {command.item: await self.lists.object(command.noun, thing_id) or {"id": thing_id}}
 
     async def _ended(self, command: ApiCommand, job_id: UUID) -> dict[str, Any]:

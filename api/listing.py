@@ -14,9 +14,12 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from api import registry, responses
+from api.access import SYSTEM, Principal, authorize
+from api.ownership import Ownership
 from api.registry import ApiCommand
 from api.responses import Names
 from schema.failure import BadParameter
+from schema.identity import Role
 
 PAGE = 500
 """CloudStack's `default.page.size`: the largest page, and what a list without paging gives."""
@@ -74,13 +77,14 @@ class Lists:
 
     def __init__(self, system: Reads) -> None:
         self._system = system
-        self._special: dict[str, Callable[[ApiCommand, Mapping[str, Any]], Awaitable[Listed]]] = {
+        self.ownership = Ownership(system)
+        self._special: dict[str, Callable[[ApiCommand, Mapping[str, Any], Principal], Awaitable[Listed]]] = {
             "listStorageProviders": self._providers, "listTemplates": self._templates, "listAsyncJobs": self._jobs,
             "listApis": self._apis}
 
-    async def answer(self, command: ApiCommand, values: Mapping[str, Any]) -> dict[str, Any]:
+    async def answer(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal = SYSTEM) -> dict[str, Any]:
         """The body below the envelope's key: count and items, count alone beyond the end, or nothing."""
-        items, count = await self._special.get(command.name, self._rows)(command, values)
+        items, count = await self._special.get(command.name, self._rows)(command, values, principal)
         if items:
             return {"count": count, command.item: items}
         return {"count": count} if count else {}
@@ -98,8 +102,9 @@ class Lists:
 
     # --- tables ---
 
-    async def _rows(self, command: ApiCommand, values: Mapping[str, Any]) -> Listed:
+    async def _rows(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
         page, where = page_of(values), self._where(command, values)
+        where |= await self.ownership.visible(command, values, principal)
         if command.noun in ("volume", "snapshot", "image_store"):
             where["removed"] = None
         if command.noun == "image_store":
@@ -133,14 +138,21 @@ class Lists:
                                                                               search=search, limit=1))
         return [row for rows, _ in found.values() for row in rows]
 
-    async def _templates(self, command: ApiCommand, values: Mapping[str, Any]) -> Listed:
+    async def _templates(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
         """One row for each template and zone, unless showunique."""
         page, where, wanted = page_of(values), self._where(command, values), values["templatefilter"]
         if wanted in SHARED:
-            return [], 0  # there is one account: nobody shares with it
+            return [], 0  # nobody is granted anything yet
+        if wanted == "all" and principal.role is Role.USER:
+            raise BadParameter("only admins list all templates", field="templatefilter", remedy="use executable or self")
         where["removed"] = None
+        if wanted not in ("featured", "community"):  # those are everybody's
+            asked_for = {**values, "listall": values.get("listall") or wanted == "all"}
+            scope = await self.ownership.visible(command, asked_for, principal)
+            open_to_all = {"is_public": True} if wanted == "executable" or "id" in values or "ids" in values else None
+            where |= {"any": [scope, open_to_all]} if open_to_all and scope else scope
         if wanted == "featured":
-            where["is_featured"] = True
+            where |= {"is_featured": True, "is_public": True}
         if wanted == "community":
             where |= {"is_featured": False, "is_public": True}
         if wanted in READY_ONLY:
@@ -159,15 +171,15 @@ class Lists:
         names = await self._names("template", [row for row, _ in chosen])
         return [responses.template(row, names, zone_id) for row, zone_id in chosen], len(placed)
 
-    async def _jobs(self, command: ApiCommand, values: Mapping[str, Any]) -> Listed:
-        page = page_of(values)
+    async def _jobs(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
+        page, where = page_of(values), await self.ownership.visible(command, values, principal)
         since: datetime | None = values.get("startdate")
         if since is None and not values.get("keyword"):
-            rows, count = await self._system.rows("job", limit=page.limit, offset=page.offset)
+            rows, count = await self._system.rows("job", where, limit=page.limit, offset=page.offset)
             if not rows and page.offset:
-                _, count = await self._system.rows("job", limit=1)
+                _, count = await self._system.rows("job", where, limit=1)
         else:
-            every, _ = await self._system.rows("job", limit=UNLIMITED)
+            every, _ = await self._system.rows("job", where, limit=UNLIMITED)
             word = (values.get("keyword") or "").lower()
             kept = [row for row in every if word in responses.command_name(row["command"]).lower()
                     and (since is None or datetime.fromisoformat(row["created"]) >= since)]
@@ -188,7 +200,7 @@ class Lists:
 
     # --- what agents carry, and the API itself ---
 
-    async def _providers(self, command: ApiCommand, values: Mapping[str, Any]) -> Listed:
+    async def _providers(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
         page, kind = page_of(values), values["type"]
         found: dict[str, dict[str, Any]] = {}
         if kind == "image":
@@ -205,9 +217,10 @@ class Lists:
         every = [item for name, item in sorted(found.items()) if word in name]
         return every[page.offset:page.offset + page.limit], len(every)
 
-    async def _apis(self, command: ApiCommand, values: Mapping[str, Any]) -> Listed:
+    async def _apis(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
         wanted = (values.get("name") or "").lower()
-        found = [describe(each) for each in registry.COMMANDS if not wanted or each.name.lower() == wanted]
+        found = [describe(each) for each in registry.COMMANDS
+                 if (not wanted or each.name.lower() == wanted) and authorize(principal, each)]
         if not found:
             raise BadParameter(f"no command is named {values['name'][:64]!r}", field="name",
                                remedy="leave it out to see all commands")
@@ -230,6 +243,10 @@ class Lists:
     async def _names(self, table: str, rows: list[dict[str, Any]]) -> Names:
         if not rows or table == "zone":
             return Names()
+        if table == "account":
+            return Names(users=await self._users(rows))
+        if table in ("domain", "user", "project"):
+            return Names()
         zones = await self._table("zone")
         if table == "volume":
             sources = await self._lookup("template", (row.get("template_id") for row in rows))
@@ -239,6 +256,11 @@ class Lists:
             return Names(zones=zones, stores=await self._table("image_store"), volumes=volumes,
                          copies=await self._copies(table, rows), progress=await self._progress(table, rows))
         return Names(zones=zones)
+
+    async def _users(self, accounts: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+        found = await self._each((row["id"] for row in accounts), lambda key: self._system.rows(
+            "user", {"account_id": key}, limit=PAGE))
+        return {key: list(users) for key, (users, _) in found.items()}
 
     async def _table(self, table: str) -> dict[str, dict[str, Any]]:
         rows, _ = await self._system.rows(table, limit=UNLIMITED)

@@ -12,15 +12,21 @@ from datetime import datetime
 from typing import Any
 
 from api.registry import BY_TYPE
+from schema.identity import ROOT_OWNER, Role, domain_path
 from schema.motion import MotionPlan
 
 Row = Mapping[str, Any]
 
 PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
+ROLE_NUMBERS = {Role.USER: 0, Role.ADMIN: 1, Role.DOMAIN: 2, Role.RESOURCE: 3}
+ROLE_NAMES = {Role.USER: "User", Role.ADMIN: "Root Admin", Role.DOMAIN: "Domain Admin", Role.RESOURCE: "Resource Admin"}
+"""Of accounts, in CloudStack's words."""
 PROGRESS = ("stage", "bytes", "total", "rate", "eta")
 ENDED = ("completed", "failed", "cancelled")
 
+OWNED = dict.fromkeys(("account", "accountid", "domainid", "domain", "domainpath", "projectid", "project"), "string")
+"""Whose a thing is: the account's fields, or the project's in place of the account's."""
 FIELDS: dict[str, dict[str, str]] = {
     "imagestore": {
         "id": "string", "name": "string", "url": "string", "protocol": "string", "providername": "string",
@@ -31,19 +37,19 @@ FIELDS: dict[str, dict[str, str]] = {
         "isextractable": "boolean", "isready": "boolean", "crossZones": "boolean", "created": "date", "removed": "date",
         "passwordenabled": "boolean", "format": "string", "hypervisor": "string", "ostypeid": "string",
         "templatetype": "string", "status": "string", "size": "long", "physicalsize": "long", "checksum": "string",
-        "url": "string", "zoneid": "string", "zonename": "string", "account": "string", "downloaddetails": "list",
+        "url": "string", "zoneid": "string", "zonename": "string", **OWNED, "downloaddetails": "list",
         "directdownload": "boolean", "deployasis": "boolean", "tags": "list", "jobid": "string",
         "jobstatus": "integer"},
     "volume": {
         "id": "string", "name": "string", "state": "string", "status": "string", "type": "string", "size": "long",
         "physicalsize": "long", "virtualsize": "long", "created": "date", "zoneid": "string", "zonename": "string",
-        "account": "string", "storage": "string", "storageid": "string", "storagetype": "string",
+        **OWNED, "storage": "string", "storageid": "string", "storagetype": "string",
         "provisioningtype": "string", "templateid": "string", "templatename": "string",
         "templatedisplaytext": "string", "snapshotid": "string", "hypervisor": "string", "path": "string",
         "displayvolume": "boolean", "isextractable": "boolean", "destroyed": "boolean", "deleteprotection": "boolean",
         "supportsstoragesnapshot": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer"},
     "snapshot": {
-        "id": "string", "name": "string", "state": "string", "status": "string", "created": "date", "account": "string",
+        "id": "string", "name": "string", "state": "string", "status": "string", "created": "date", **OWNED,
         "snapshottype": "string", "intervaltype": "string", "locationtype": "string", "volumeid": "string",
         "volumename": "string", "volumetype": "string", "volumestate": "string", "physicalsize": "long",
         "virtualsize": "long", "revertable": "boolean", "zoneid": "string", "zonename": "string",
@@ -51,7 +57,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "tags": "list", "jobid": "string", "jobstatus": "integer"},
     "asyncjobs": {
         "jobid": "string", "jobstatus": "integer", "jobprocstatus": "integer", "jobresultcode": "integer",
-        "jobresulttype": "string", "jobresult": "object", "cmd": "string", "account": "string",
+        "jobresulttype": "string", "jobresult": "object", "cmd": "string", **OWNED,
         "jobinstancetype": "string", "jobinstanceid": "string", "created": "date", "completed": "date",
         "step": "string", "progress": "object", "jobstate": "string", "trouble": "string"},
     "zone": {
@@ -79,6 +85,21 @@ FIELDS: dict[str, dict[str, str]] = {
     "api": {
         "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
         "response": "list", "roles": "list"},
+    "domain": {
+        "id": "string", "name": "string", "level": "integer", "parentdomainid": "string", "path": "string",
+        "state": "string", "created": "date"},
+    "account": {
+        "id": "string", "name": "string", "accounttype": "integer", "roletype": "string", "rolename": "string",
+        "domainid": "string", "domain": "string", "domainpath": "string", "state": "string", "created": "date", "user": "list"},
+    "user": {
+        "id": "string", "username": "string", "firstname": "string", "lastname": "string", "email": "string",
+        "timezone": "string", "account": "string", "accountid": "string", "accounttype": "integer", "roletype": "string",
+        "rolename": "string", "domainid": "string", "domain": "string", "domainpath": "string", "state": "string",
+        "apikey": "string", "created": "date"},
+    "userkeys": {"apikey": "string", "secretkey": "string"},
+    "project": {
+        "id": "string", "name": "string", "displaytext": "string", "domainid": "string", "domain": "string",
+        "domainpath": "string", "state": "string", "created": "date"},
     "": {"success": "boolean", "displaytext": "string"},
 }
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
@@ -97,6 +118,8 @@ class Names:
     """Thing's id -> its rows in the `*_store_ref` table."""
     progress: Mapping[str, Row] = field(default_factory=dict)
     """Job id -> its progress."""
+    users: Mapping[str, list[Row]] = field(default_factory=dict)
+    """Account id -> its users."""
 
 
 def name_of(rows: Mapping[str, Row], key: str | None) -> str | None:
@@ -125,6 +148,51 @@ def _pending(row: Row) -> dict[str, Any]:
     if row.get("state") in PENDING and row.get("job_id"):
         return {"jobid": row["job_id"], "jobstatus": 0}
     return {}
+
+
+def owned(row: Row) -> dict[str, Any]:
+    """Whose it is."""
+    path = row.get("domain_path") or "/"
+    head = {"projectid": row["project_id"], "project": row["account"]} if row.get("project_id") else {
+        "account": row.get("account") or ROOT_OWNER.account, "accountid": row.get("account_id") or str(ROOT_OWNER.account_id)}
+    return {**head, "domainid": row.get("domain_id") or str(ROOT_OWNER.domain_id), **_domain(path)}
+
+
+def _domain(path: str) -> dict[str, Any]:
+    return {"domain": path.rstrip("/").rpartition("/")[2] or "ROOT", "domainpath": domain_path(path)}
+
+
+def _role(row: Row) -> dict[str, Any]:
+    role = Role(row["role"])
+    return {"accounttype": ROLE_NUMBERS[role], "roletype": ROLE_NAMES[role].replace(" ", ""), "rolename": ROLE_NAMES[role]}
+
+
+def domain(row: Row, names: Names) -> dict[str, Any]:
+    """A domain."""
+    path = row["domain_path"]
+    return _filled(id=row["id"], name=row["name"], level=path.count("/") - 1, parentdomainid=row["parent_id"],
+                   path=domain_path(path), state="Active", created=when(row["created"]))
+
+
+def account(row: Row, names: Names) -> dict[str, Any]:
+    """An account with its users."""
+    users = [user(each, names) for each in names.users.get(row["id"], [])]
+    return _filled(id=row["id"], name=row["name"], domainid=row["domain_id"], state="enabled", created=when(row["created"]),
+                   user=users, **_role(row), **_domain(row["domain_path"]))
+
+
+def user(row: Row, names: Names) -> dict[str, Any]:
+    """A user. Its secret key is shown once, by registerUserKeys; here is none."""
+    return _filled(
+        id=row["id"], username=row["name"], firstname=row["first_name"], lastname=row["last_name"], email=row["email"],
+        timezone=row["timezone"], account=row["account"], accountid=row["account_id"], domainid=row["domain_id"],
+        state="enabled", apikey=row["api_key"], created=when(row["created"]), **_role(row), **_domain(row["domain_path"]))
+
+
+def project(row: Row, names: Names) -> dict[str, Any]:
+    """A project."""
+    return _filled(id=row["id"], name=row["name"], displaytext=row["display_text"], domainid=row["domain_id"], state="Active",
+                   created=when(row["created"]), **_domain(row["domain_path"]))
 
 
 def image_store(row: Row, names: Names) -> dict[str, Any]:
@@ -178,7 +246,7 @@ def template(row: Row, names: Names, zone_id: str | None = None) -> dict[str, An
         passwordenabled=False, format=str(row["format"]).upper(), hypervisor=row["hypervisor"],
         ostypeid=row["os_type_id"], templatetype="USER", status=template_status(row, names), size=row.get("size"),
         physicalsize=row.get("physical_size"), checksum=row["checksum"], url=row["url"], zoneid=zone,
-        zonename=name_of(names.zones, zone), account="system", downloaddetails=copies, directdownload=False,
+        zonename=name_of(names.zones, zone), **owned(row), downloaddetails=copies, directdownload=False,
         deployasis=False, tags=[], **_pending(row))
 
 
@@ -188,7 +256,7 @@ def volume(row: Row, names: Names) -> dict[str, Any]:
     return _filled(
         id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type="DATADISK", size=row["size"],
         physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
-        zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), account="system",
+        zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), **owned(row),
         storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"], storagetype="local",
         provisioningtype="thin", templateid=row.get("template_id"),
         templatename=source["name"] if source else None,
@@ -205,7 +273,7 @@ def snapshot(row: Row, names: Names) -> dict[str, Any]:
     store = names.stores.get(copy["store_id"]) if copy else None
     return _filled(
         id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), created=when(row["created"]),
-        account="system", snapshottype="MANUAL", intervaltype="MANUAL",
+        **owned(row), snapshottype="MANUAL", intervaltype="MANUAL",
         locationtype="SECONDARY" if copy else "PRIMARY", volumeid=row["volume_id"],
         volumename=source["name"] if source else None, volumetype="DATADISK",
         volumestate=source["state"] if source else None, physicalsize=row.get("physical_size"),
@@ -242,7 +310,7 @@ def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[s
     status, failure = row["status"], row.get("failure") or {}
     noun, _, instance = (row.get("subject") or "").partition("-")
     fields = _filled(
-        jobid=row["id"], cmd=command_name(row["command"]), account=row.get("principal"),
+        jobid=row["id"], cmd=command_name(row["command"]), **owned(row),
         jobstatus={"completed": 1, "failed": 2, "cancelled": 2}.get(status, 0),
         jobstate=status, jobprocstatus=100 if status == "completed" else percent(row.get("progress")),
         jobinstancetype="".join(part.capitalize() for part in noun.split("_")), jobinstanceid=instance,
@@ -277,9 +345,10 @@ def plan(step: str, planned: MotionPlan) -> dict[str, Any]:
 
 
 OBJECTS = {"image_store": image_store, "template": template, "volume": volume, "snapshot": snapshot, "zone": zone,
-           "primary_store": storage_pool}
+           "primary_store": storage_pool, "domain": domain, "account": account, "user": user, "project": project}
 """Table -> how its rows are shown."""
-TABLES = {"imagestore": "image_store", "template": "template", "volume": "volume", "snapshot": "snapshot"}
+TABLES = {"imagestore": "image_store", "template": "template", "volume": "volume", "snapshot": "snapshot",
+          "domain": "domain", "account": "account", "user": "user", "project": "project"}
 """Key of an object in a job's result -> its table."""
 
 __all__ = ["ENDED", "FIELDS", "OBJECTS", "PENDING", "TABLES", "Names", "failure_text", "job", "name_of", "percent",

@@ -17,8 +17,10 @@ from bus.read_model import ReadModel
 from bus.sealing import refuse_password_in_url, sealed
 from bus.submission import submission, submit
 from bus.vault import Vault
+from handlers.projections import owned
 from handlers.projector import NAME as PROJECTOR
 from handlers.runtime import Runtime
+from schema.identity import ROOT_OWNER, Owner
 from schema.message import Command
 from schema.motion import MotionPlan
 
@@ -45,14 +47,15 @@ class System:
         """The command with clear secrets replaced by vault references."""
         return await sealed(command, self.vault.seal, job_id=job_id)
 
-    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin") -> int:
+    async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin", owner: Owner | None = None) -> int:
         """Accept the command: one append. Returns its position; from here on it reaches exactly one end."""
-        appended = await submit(self.store, submission(command, job_id=job_id, principal=principal))
+        appended = await submit(self.store, submission(command, job_id=job_id, principal=principal, owner=owner))
         return appended.last_position
 
-    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin") -> dict[str, Any]:
+    async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin",
+                      owner: Owner | None = None) -> dict[str, Any]:
         """Run a command that needs no agent in one append, then wait until lists show it."""
-        result, position = await self.runtime.run_now(command, job_id, principal)
+        result, position = await self.runtime.run_now(command, job_id, principal, owner)
         await self.wait_for(position, timeout_s=2.0)
         return result
 
@@ -92,7 +95,9 @@ class System:
         body = json.loads(first[0].payload)
         return {"id": str(job_id), "command": body["command"], "status": "submitted", "body": body["body"],
                 "principal": body.get("principal", ""), "created": first[0].recorded_at.isoformat(), "step": None,
-                "subject": None, "result": None, "failure": None, "cancel_requested": False, "completed": None}
+                "subject": None, "result": None,
+                **owned(Owner.model_validate(body.get("owner") or ROOT_OWNER.model_dump())),
+                "failure": None, "cancel_requested": False, "completed": None}
 
     async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
         """The job's row once it has ended, None when the time is over (the job goes on)."""

@@ -144,7 +144,7 @@ class Forwarder:
             raise BadParameter(f"{envelope.type} is not a command", field=f"{PREFIX}type",
                                remedy="`storebus asyncapi` lists the commands")
         body = command.model_dump(mode="json", exclude_none=True)
-        clear = clear_secrets(body)
+        clear = clear_secrets(body, command.SECRETS)
         if clear:
             raise Denied("a secret may not travel in a command", field=clear[0],
                          remedy="send it through the API or the command line, which put it into the vault")

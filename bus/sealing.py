@@ -21,9 +21,14 @@ NAMES = re.compile(r"(secret|passw|passphrase|token|credential|private_?key|^(ap
 """Names of fields whose values are secret. `accesskey` names an account and is not; Swift's bare `key` is."""
 
 
-def clear_secrets(body: dict[str, Any]) -> list[str]:
-    """Dotted paths of the clear secrets in a command's JSON body."""
-    return [".".join(path) for path, _ in _secrets(body, ())]
+def clear_secrets(body: dict[str, Any], own: tuple[str, ...] = ()) -> list[str]:
+    """Dotted paths of the clear secrets in a command's JSON body; `own`: its fields that are secret, by their names."""
+    return [".".join(path) for path, _ in _found(body, own)]
+
+
+def _found(body: dict[str, Any], names: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+    own = [((name,), body[name]) for name in names if body.get(name) and not Secret.is_reference(body[name])]
+    return [*own, *_secrets(body, ())]
 
 
 def _secrets(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -62,7 +67,7 @@ async def sealed(command: Command, seal: Seal | None, *, job_id: UUID) -> Comman
     """
     body = command.model_dump(mode="json", exclude_none=True)
     refuse_password_in_url(body)
-    found = list(_secrets(body, ()))
+    found = _found(body, command.SECRETS)
     if not found:
         return command
     for path, value in found:

@@ -15,6 +15,7 @@ from bus.errors import Conflict
 from bus.event_store import NO_STREAM, Appended, AppendRequest, EventStore, LogRow, NewRow, Timer
 from schema.codec import canonical, encode
 from schema.failure import BadParameter
+from schema.identity import Owner
 from schema.ids import stream
 from schema.job import JobSubmitted
 from schema.message import Command
@@ -30,21 +31,22 @@ def job_stream(job_id: UUID) -> str:
 
 
 def submitted(command: Command, *, job_id: UUID, principal: str = "system", tenant: str = "root",
-              parent: UUID | None = None) -> JobSubmitted:
+              parent: UUID | None = None, owner: Owner | None = None) -> JobSubmitted:
     """The fact that `command` was accepted as the job `job_id`."""
     body: dict[str, Any] = command.model_dump(mode="json", exclude_none=True)
     return JobSubmitted(job_id=job_id, command=command.TYPE, version=command.VERSION, body=body,
-                        key=command.key(job_id), principal=principal, tenant=tenant, parent=parent)
+                        key=command.key(job_id), principal=principal, tenant=tenant, parent=parent, owner=owner)
 
 
 def submission(command: Command, *, job_id: UUID, principal: str = "system", tenant: str = "root",
-               kind: str = "command", parent: UUID | None = None, traceparent: str = "") -> AppendRequest:
+               kind: str = "command", parent: UUID | None = None, traceparent: str = "",
+               owner: Owner | None = None) -> AppendRequest:
     """The append that accepts a command. It expects that the job does not exist yet.
 
     `kind` is "command" where the relay has to bring it to a handler, "event" where a handler has it already. Its
     timer delivers `{"job_id": ...}` to the command's key, so a submission that got lost on its way is looked at again.
     """
-    fact = submitted(command, job_id=job_id, principal=principal, tenant=tenant, parent=parent)
+    fact = submitted(command, job_id=job_id, principal=principal, tenant=tenant, parent=parent, owner=owner)
     meta = {"principal": principal} | ({"traceparent": traceparent} if traceparent else {})
     row = NewRow(
         stream=job_stream(job_id), kind=kind, type=fact.TYPE, type_version=fact.VERSION, id=job_id,

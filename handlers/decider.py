@@ -16,6 +16,7 @@ from bus.submission import job_stream
 from handlers.directory import Directory
 from handlers.survey import Survey
 from schema.failure import Failed, Failure
+from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.message import Command, Event, Order
 from schema.motion import MotionPlan
@@ -75,6 +76,12 @@ class Context:
     vault_key: str = ""
     """Base64 key to which an agent seals a secret that it makes; empty: no vault is here."""
     out: Decision = field(default_factory=Decision)
+
+    @property
+    def owner(self) -> Owner:
+        """The account that what this job makes belongs to."""
+        job = self.states.get(job_stream(self.job_id))
+        return (job.submitted.owner if job is not None else None) or ROOT_OWNER
 
     def new_id(self, role: str) -> UUID:
         """The id of the thing that plays `role` in this job: the same at each retry."""

@@ -11,14 +11,14 @@ from typing import Any
 from uuid import UUID
 
 from bus.event_store import LogRow
-from schema import agent, image_store, job, snapshot, template, volume, zone
+from schema import agent, identity, image_store, job, snapshot, template, volume, zone
 from schema.codec import UnknownType, decode
 from schema.image import ImageRef
 
 Change = tuple[str, str, dict[str, Any] | None]
 """(table, id, columns that take a new value; None: the row is gone)."""
 TABLES = ("zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "volume", "snapshot",
-          "snapshot_store_ref", "job")
+          "snapshot_store_ref", "job", "domain", "account", "user", "project", "project_account")
 
 
 def changes(row: LogRow) -> Iterator[Change]:
@@ -32,7 +32,8 @@ def changes(row: LogRow) -> Iterator[Change]:
     at = row.recorded_at.isoformat()
     noun = row.type.split(".", 1)[0]
     fold = {"job": _job, "volume": _volume, "snapshot": _snapshot, "template": _template,
-            "image_store": _image_store}.get(noun, _place)
+            "image_store": _image_store, "domain": _domain, "account": _account, "user": _user,
+            "project": _project}.get(noun, _place)
     yield from fold(event, at)
 
 
@@ -59,7 +60,8 @@ def _job(event: Any, at: str) -> Iterator[Change]:
         case job.JobSubmitted():
             yield "job", key, {"command": event.command, "status": "submitted", "principal": event.principal,
                                "body": event.body, "cancel_requested": False, "created": at,
-                               "parent": str(event.parent) if event.parent else None}
+                               "parent": str(event.parent) if event.parent else None,
+                               **owned(event.owner or identity.ROOT_OWNER)}
         case job.JobStarted():
             yield "job", key, {"status": "running", "subject": event.subject}
         case job.JobStepStarted():
@@ -80,6 +82,56 @@ def _job(event: Any, at: str) -> Iterator[Change]:
             yield "job", key, {"status": "cancelled", "failure": event.failure.model_dump(mode="json"), "completed": at}
         case _:
             pass
+
+
+def owned(owner: identity.Owner) -> dict[str, Any]:
+    """Whose a thing is: the same columns in every table of things that belong to accounts."""
+    return {"account_id": str(owner.account_id), "account": owner.account, "domain_id": str(owner.domain_id),
+            "domain_path": owner.path, "project_id": str(owner.project_id) if owner.project_id else None}
+
+
+def _domain(event: Any, at: str) -> Iterator[Change]:
+    if isinstance(event, identity.DomainCreated):
+        yield "domain", str(event.domain_id), {
+            "name": event.name, "parent_id": str(event.parent_id) if event.parent_id else None,
+            "domain_id": str(event.domain_id), "domain_path": event.path, "created": at}
+
+
+def _account(event: Any, at: str) -> Iterator[Change]:
+    if isinstance(event, identity.AccountCreated):
+        yield "account", str(event.owner.account_id), {
+            "name": event.owner.account, "role": event.role, "created": at, **owned(event.owner)}
+
+
+def _user(event: Any, at: str) -> Iterator[Change]:
+    match event:
+        case identity.UserCreated():
+            yield "user", str(event.user_id), {
+                "name": event.username, "role": event.role, "password": event.password, "email": event.email,
+                "first_name": event.first_name, "last_name": event.last_name, "timezone": event.timezone, "created": at,
+                **owned(event.owner)}
+        case identity.UserKeysRegistered():
+            yield "user", str(event.user_id), {"api_key": event.api_key, "secret_key": event.secret_key}
+        case _:
+            pass
+
+
+def _project(event: Any, at: str) -> Iterator[Change]:
+    key = str(event.project_id)
+    match event:
+        case identity.ProjectCreated():
+            yield "project", key, {"name": event.name, "display_text": event.display_text, "created": at,
+                                   **owned(event.owner)}
+            yield from _member(key, event.admin.account_id, event.admin.account, at)
+        case identity.ProjectAccountAdded():
+            yield from _member(key, event.account_id, event.account, at)
+        case _:
+            pass
+
+
+def _member(project: str, account_id: UUID, name: str, at: str) -> Iterator[Change]:
+    yield "project_account", f"{project}/{account_id}", {
+        "project_id": project, "account_id": str(account_id), "name": name, "created": at}
 
 
 def _image_store(event: Any, at: str) -> Iterator[Change]:
@@ -125,7 +177,7 @@ def _template(event: Any, at: str) -> Iterator[Change]:
                 "hypervisor": event.hypervisor, "zone_id": str(event.zone_id) if event.zone_id else None,
                 "state": "Registering", "checksum": event.checksum, "is_public": event.is_public,
                 "is_featured": event.is_featured, "is_extractable": event.is_extractable,
-                "os_type_id": event.os_type_id, "job_id": str(event.job_id), "created": at}
+                "os_type_id": event.os_type_id, "job_id": str(event.job_id), "created": at, **owned(event.owner)}
         case template.TemplateReady():
             image = event.image
             yield "template", key, {"state": "Ready", "checksum": f"{{SHA-256}}{image.sha256}", **_bytes(image)}
@@ -158,7 +210,8 @@ def _volume(event: Any, at: str) -> Iterator[Change]:
                 "name": event.name, "zone_id": str(event.zone_id), "state": "Creating", "size": event.virtual_size,
                 "primary_id": str(event.primary.id), "hypervisor": event.hypervisor, "job_id": str(event.job_id),
                 "template_id": str(event.template_id) if event.template_id else None,
-                "snapshot_id": str(event.snapshot_id) if event.snapshot_id else None, "created": at}
+                "snapshot_id": str(event.snapshot_id) if event.snapshot_id else None, "created": at,
+                **owned(event.owner)}
         case volume.VolumeReady():
             yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,
                                   "physical_size": event.physical_size}
@@ -185,7 +238,7 @@ def _snapshot(event: Any, at: str) -> Iterator[Change]:
             yield "snapshot", key, {
                 "name": event.name, "volume_id": str(event.volume_id), "zone_id": str(event.zone_id),
                 "state": "Creating", "size": event.disk.virtual_size, "on_primary": False,
-                "job_id": str(event.job_id), "created": at}
+                "job_id": str(event.job_id), "created": at, **owned(event.owner)}
         case snapshot.SnapshotTaken():
             yield "snapshot", key, {"state": "CreatedOnPrimary", "size": event.virtual_size, "on_primary": True}
         case snapshot.SnapshotBackupStarted():

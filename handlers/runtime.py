@@ -33,6 +33,7 @@ from handlers.table import EVOLVE, FLOWS
 from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
 from schema.codec import canonical, decode, encode
 from schema.failure import BadParameter, Failed, NoRoom, Refused, Unavailable
+from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
 from schema.link import EndLink
@@ -99,11 +100,13 @@ class Runtime:
             case _:
                 raise BadParameter(f"{message.TYPE} is no message for a handler", field="type")
 
-    async def run_now(self, command: Command, job_id: UUID, principal: str) -> tuple[dict[str, Any], int]:
+    async def run_now(self, command: Command, job_id: UUID, principal: str,
+                      owner: Owner | None = None) -> tuple[dict[str, Any], int]:
         """Run a command that needs no agent, here, in one append: (result, position). Raises what refuses it."""
         envelope = Envelope(id=job_id, type=command.TYPE, version=command.VERSION, kind="command",
                             body=encode(command), principal=principal)
-        position = await self._command(submitted_by(envelope, command), logged=False, envelope=envelope)
+        fact = submitted(command, job_id=job_id, principal=principal or "system", owner=owner)
+        position = await self._command(fact, logged=False, envelope=envelope)
         state = await self._state(job_stream(job_id))
         assert state is not None
         if state.failure is not None:
@@ -338,9 +341,10 @@ class Runtime:
                 id=derive(job_id, f"{stream}/{version}"), payload=encode(message), key=context.command.key(job_id),
                 address=message.agent if isinstance(message, Order) else "", tenant=envelope.tenant,
                 correlation=correlation, causation=envelope.id, meta=meta))
+        owner = None if context.owner == ROOT_OWNER else context.owner
         for new_job, command in out.submissions:
             more = submission(command, job_id=new_job, principal=envelope.principal, tenant=envelope.tenant,
-                              parent=job_id)
+                              parent=job_id, owner=owner)
             expected = {**expected, **more.expected}
             rows.extend(replace(row, correlation=correlation) for row in more.rows)
             timers.extend(more.set_timers)

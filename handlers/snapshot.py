@@ -310,7 +310,7 @@ class CreateFlow(_Backup):
         context.emit(stream(snapshot_id), SnapshotRequested(
             snapshot_id=snapshot_id, volume_id=of.id, name=command.name or f"{of.name}-{str(snapshot_id)[:8]}",
             zone_id=of.zone_id, disk=of.disk, tag=f"sb-{derive(context.job_id, 'take').hex}",
-            store_id=store.spec.id, job_id=context.job_id))
+            store_id=store.spec.id, job_id=context.job_id, owner=of.owner))
         context.emit(volume.stream(of.id), VolumeSnapshotStarted(
             volume_id=of.id, snapshot_id=snapshot_id, job_id=context.job_id))
 

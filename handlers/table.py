@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from handlers import image_store, job, leftovers, link, scrub, snapshot, template, volume
+from handlers import identity, image_store, job, leftovers, link, scrub, snapshot, template, volume
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS | link.FLOWS)
+                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
@@ -17,6 +17,10 @@ EVOLVE: dict[str, Evolve] = {
     "volume": volume.evolve,
     "snapshot": snapshot.evolve,
     "link": link.evolve,
+    "domain": identity.evolve_domain,
+    "account": identity.evolve_account,
+    "user": identity.evolve_user,
+    "project": identity.evolve_project,
     "scrub": scrub.evolve,
     "scrub_schedule": scrub.evolve_schedule,
 }

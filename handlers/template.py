@@ -157,7 +157,7 @@ class RegisterFlow:
             checksum=command.checksum, is_public=command.is_public, is_featured=command.is_featured,
             is_extractable=command.is_extractable, os_type_id=command.os_type_id, store_id=store.spec.id,
             key=object_key(context, "template", template_id, derive(context.job_id, "fetch"), 1, command.format),
-            job_id=context.job_id, reserved=reserved))
+            job_id=context.job_id, reserved=reserved, owner=context.owner))
 
     def _state(self, context: Context) -> TemplateState:
         state: TemplateState = context.state(stream(context.new_id("template")))

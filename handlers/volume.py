@@ -16,6 +16,7 @@ from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
 from schema.failure import BadParameter, Failure
+from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.ids import stream as thing_stream
 from schema.image import GIB, DiskRef, ImageRef, PrimarySpec
@@ -61,6 +62,7 @@ class VolumeState:
     zone_id: UUID
     primary: PrimarySpec
     job_id: UUID
+    owner: Owner = ROOT_OWNER
     disk: DiskRef | None = None
     busy: UUID | None = None
     """The snapshot that is being taken or backed up."""
@@ -75,7 +77,7 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, VolumeRequested):
         return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id,
-                           primary=event.primary, job_id=event.job_id)
+                           primary=event.primary, job_id=event.job_id, owner=event.owner)
     assert state is not None
     match event:
         case VolumeReady():
@@ -160,7 +162,7 @@ class CreateFlow:
         context.emit(stream(volume_id), VolumeRequested(
             volume_id=volume_id, name=command.name, zone_id=zone_id, primary=primary, virtual_size=size,
             template_id=command.template_id, snapshot_id=command.snapshot_id, hypervisor=hypervisor,
-            job_id=context.job_id))
+            job_id=context.job_id, owner=context.owner))
 
     def _source(self, context: Context) -> tuple[str, UUID, ImageRef] | None:
         command = context.command

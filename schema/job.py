@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from schema.failure import Failure
+from schema.identity import Owner
 from schema.message import Command, Event
 from schema.motion import MotionPlan
 
@@ -34,6 +35,8 @@ class JobSubmitted(Event, type="job.submitted"):
     tenant: str = "root"
     parent: UUID | None = None
     """The job that asked for this one."""
+    owner: Owner | None = None
+    """The account that what it makes or changes belongs to; None: the ROOT domain's own admin."""
 
 
 class JobStarted(Event, type="job.started"):

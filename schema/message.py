@@ -62,6 +62,8 @@ class Command(Message):
     """A request. `key()` names the root thing it concerns: commands of one thing are handled in order."""
 
     KIND = Kind.COMMAND
+    SECRETS: ClassVar[tuple[str, ...]] = ()
+    """Fields whose values are secret: in the log, only vault references stand there."""
 
     def key(self, job_id: UUID) -> str:
         """The partition key. The default is the job itself: nothing else can be concerned yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from schema.failure import Damage, Failure
+from schema.identity import ROOT_OWNER, Owner
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event
 
@@ -57,6 +58,7 @@ class SnapshotRequested(Event, type="snapshot.requested"):
     store_id: UUID
     """The image store that it will be backed up to."""
     job_id: UUID
+    owner: Owner = ROOT_OWNER
 
 
 class SnapshotTaken(Event, type="snapshot.taken"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from schema.failure import Damage, Failure
+from schema.identity import ROOT_OWNER, Owner
 from schema.image import ImageFormat, ImageRef
 from schema.message import Command, Event
 
@@ -59,6 +60,7 @@ class TemplateRegistered(Event, type="template.registered"):
     job_id: UUID
     reserved: int = 0
     """Bytes that the store keeps free for it: how large it is shows when it is there."""
+    owner: Owner = ROOT_OWNER
 
 
 class TemplateReady(Event, type="template.ready"):

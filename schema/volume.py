@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from schema.failure import Failure
+from schema.identity import ROOT_OWNER, Owner
 from schema.image import DiskRef, PrimarySpec
 from schema.message import Command, Event
 
@@ -57,6 +58,7 @@ class VolumeRequested(Event, type="volume.requested"):
     snapshot_id: UUID | None = None
     hypervisor: str = "KVM"
     job_id: UUID
+    owner: Owner = ROOT_OWNER
 
 
 class VolumeReady(Event, type="volume.ready"):

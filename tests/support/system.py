@@ -43,8 +43,7 @@ class FoldedViews:
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
         found = [dict.fromkeys(COLUMNS[table]) | row for row in (await self.tables()).get(table, {}).values()]
-        found = [row for row in found if all(_equal(row.get(name), value) for name, value in (where or {}).items())
-                 and search.lower() in (row.get("name") or "").lower()]
+        found = [row for row in found if _holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
         found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
         page = found[offset:offset + limit]
         return page, len(found) if page else 0
@@ -59,6 +58,21 @@ class FoldedViews:
         """Nothing."""
 
 
+def _holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """As read.conditions."""
+    return all(_pair(row, name, value) for name, value in where.items())
+
+
+def _pair(row: Mapping[str, Any], name: str, value: Any) -> bool:
+    if name in ("any", "all"):
+        return (any if name == "any" else all)(_holds(row, each) for each in value)
+    if isinstance(value, Mapping):
+        if "prefix" in value:
+            return row.get(name) is not None and str(row[name]).startswith(value["prefix"])
+        return row.get(name) in value["in"]
+    return _equal(row.get(name), value)
+
+
 def _equal(have: Any, want: Any) -> bool:
     if want is None or have is None:
         return have is want
@@ -66,21 +80,27 @@ def _equal(have: Any, want: Any) -> bool:
 
 
 _COMMON = ("name", "created")
+_OWNED = ("account_id", "account", "domain_id", "domain_path", "project_id")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "zone": _COMMON,
     "agent": ("zone_id", "roles", "hypervisor", "providers", "created"),
     "primary_store": (*_COMMON, "kind", "path", "zone_id", "agent", "hypervisor", "total_bytes"),
     "image_store": (*_COMMON, "provider", "url", "protocol", "scope", "zone_id", "state", "read_only", "error",
                     "job_id", "removed"),
-    "template": (*_COMMON, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
+    "domain": (*_COMMON, "parent_id", "domain_id", "domain_path"),
+    "account": (*_COMMON, *_OWNED, "role"),
+    "user": (*_COMMON, *_OWNED, "role", "password", "email", "first_name", "last_name", "timezone", "api_key", "secret_key"),
+    "project": (*_COMMON, *_OWNED, "display_text"),
+    "project_account": (*_COMMON, "project_id", "account_id"),
+    "template": (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
                  "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),
     "template_store_ref": ("template_id", "store_id", "key", "state", "size", "physical_size", "created"),
-    "volume": (*_COMMON, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
+    "volume": (*_COMMON, *_OWNED, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
                "snapshot_id", "hypervisor", "job_id", "error", "removed"),
-    "snapshot": (*_COMMON, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",
+    "snapshot": (*_COMMON, *_OWNED, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",
                  "removed"),
     "snapshot_store_ref": ("snapshot_id", "store_id", "key", "state", "size", "physical_size", "created"),
-    "job": ("command", "status", "step", "subject", "result", "failure", "principal", "body", "cancel_requested",
+    "job": (*_OWNED, "command", "status", "step", "subject", "result", "failure", "principal", "body", "cancel_requested",
             "work", "parent", "created", "completed"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ import aiohttp
 
 from api import registry
 from api.cli_target import api_url, settings
+from api.first_keys import read_keys
 from api.output import Format, JobProgress, Output
+from api.signature import sign
 from schema.failure import BadParameter, Failed, Malformed, Unavailable, Unsupported
 
 POLL_S = (0.05, 1.0)
 """The wait begins with the first and slows down to the second."""
 PATIENCE_S = 60.0
 """How long the API may be away while a job is waited for."""
+SIGNED_FOR = timedelta(minutes=10)
+"""How long a signature counts."""
 COLUMNS = {
     "imagestore": ("id", "name", "providername", "scope", "zonename", "url", "readonly"),
     "template": ("id", "name", "status", "format", "size", "physicalsize", "zonename"),
@@ -64,10 +69,10 @@ def arguments(given: Iterable[str]) -> dict[str, str]:
 
 
 class Client:
-    """The API over HTTP."""
+    """The API over HTTP. `keys`: API key and secret key to sign with, where the API asks for it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, keys: tuple[str, str] | None = None) -> None:
+        self.url, self._keys = url, keys
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90, connect=10))
 
     async def aclose(self) -> None:
@@ -77,6 +82,10 @@ class Client:
     async def ask(self, command: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         """The body below the envelope. Raises Refusal for the API's own errors, Unavailable when it does not answer."""
         form = {**parameters, "command": command, "response": "json"}
+        if self._keys is not None and not any(name.lower() == "apikey" for name in form):
+            ends = (datetime.now(UTC) + SIGNED_FOR).strftime("%Y-%m-%dT%H:%M:%S+0000")
+            form |= {"apiKey": self._keys[0], "signatureVersion": "3", "expires": ends}
+            form["signature"] = sign(form, self._keys[1])
         try:
             async with self._http.post(f"{self.url}/client/api", data=form) as answer:
                 text = await answer.text()
@@ -113,7 +122,8 @@ async def call(command: str, words: list[str], *, form: Format | None, wait: boo
     """Run it; the exit status."""
     parameters = await asyncio.to_thread(arguments, words)
     output = Output(form, stream=wait)
-    client = Client(await asyncio.to_thread(api_url, settings(data_dir=data_dir), url))
+    found = settings(data_dir=data_dir)
+    client = Client(await asyncio.to_thread(api_url, found, url), await asyncio.to_thread(read_keys, found.data_dir))
     try:
         body = await client.ask(command, parameters)
         job_id = job_of(command, body)

@@ -295,9 +295,9 @@ def _warn(command: str, unknown: list[str]) -> None:
                         extra={"action": "parameter_ignored", "command": command, "parameter": repr(name[:64])})
 
 
-def refusal(failure: Failure) -> Answer:
-    """The answer to a request that is refused before its command is looked at."""
-    return _refused(None, failure)
+def refusal(failure: Failure, spelled: str = "") -> Answer:
+    """The answer to a request that is refused before its command (`spelled`, if it is one) is looked at."""
+    return _refused(registry.BY_NAME.get(spelled.lower()), failure)
 
 
 __all__ = ["Answer", "Edge", "JobFailed", "MaybeAccepted", "NotEnded", "System", "refusal"]

@@ -1,8 +1,8 @@
 """HTTP: `/client/api` in CloudStack's envelopes, and the probes `/livez`, `/readyz` and `/metrics`.
 
 Owns the listener and what a request may be: who may send it (Host, Origin), how long it may be, how it is read.
-Refuses to know commands: all of that is the edge's. The listener has no authentication, like CloudStack's integration
-port, so it belongs on loopback, where a web page in somebody's browser must not reach it.
+Refuses to know commands: all of that is the edge's. A listener without authentication, like CloudStack's integration port,
+belongs on loopback, where a web page in somebody's browser must not reach it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.authentication import Authentication
 from api.edge import Answer, Edge, refusal
 from api.metrics import Metrics, ready
 from api.parameters import MAX_PARAMETERS
+from api.signature import Unauthorized, value_of
 from schema.failure import BadParameter, Denied, Failed, Failure, Malformed
 
 log = logging.getLogger(__name__)
@@ -63,14 +65,15 @@ class Forbidden(Denied):
 # --- who may send a request -------------------------------------------------------------------------------------------
 
 
-def check_origin(headers: Mapping[str, str], *, loopback: bool) -> None:
+def check_origin(headers: Mapping[str, str], *, loopback: bool, named: bool = False) -> None:
     """Raises Forbidden for a foreign Host (a name that was re-bound to this address) and for another site's request.
 
     `loopback`: the listener is only reached from this machine, so Host is an address or name of it. Otherwise it is
-    an address, or a name without a dot, which nobody outside can make point here.
+    an address, or a name without a dot, which nobody outside can make point here. `named`: it may have any name, for each
+    request proves who sends it.
     """
     host = headers.get("host", "")
-    if not _is_ours(host, loopback=loopback):
+    if not named and not _is_ours(host, loopback=loopback):
         raise Forbidden(f"the Host header {host[:64]!r} does not name this listener", field="Host",
                         remedy="use its address, for example http://127.0.0.1")
     origin = headers.get("origin")
@@ -150,27 +153,56 @@ def _answered(answer: Answer) -> Response:
     return json_response(answer.status, answer.body, answer.error)
 
 
+async def authenticated(edge: Edge, authentication: Authentication, parameters: Mapping[str, str],
+                        sent: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
+    """(answer, cookies to set) of a request that must prove who sends it. Raises Unauthorized or TooMany."""
+    match value_of(parameters, "command").lower():
+        case "login":
+            session_id, told = await authentication.login(parameters)
+            return Answer(200, {"loginresponse": told}, "login"), {"JSESSIONID": session_id, "sessionkey": told["sessionkey"]}
+        case "logout":
+            authentication.logout(parameters, sent)
+            return Answer(200, {"logoutresponse": {"description": "success"}}, "logout"), {"JSESSIONID": "", "sessionkey": ""}
+        case "":
+            raise Unauthorized
+    principal = await authentication.principal(parameters, sent)
+    with authentication.in_hand(principal):
+        return await edge.call(parameters, principal=principal), {}
+
+
 Checks = Mapping[str, Callable[[], str]]
 """Name of a part of this process -> "" when it works, else what is wrong."""
 
 
-def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None) -> Starlette:
-    """The ASGI application. `checks`: what /readyz asks besides the database."""
+def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
+             authentication: Authentication | None = None) -> Starlette:
+    """The ASGI application. `checks`: what /readyz asks besides the database. With `authentication` every request to
+    `/client/api` is signed or of a session; the probes are everybody's."""
     counted = Metrics()
 
     async def client_api(request: Request) -> Response:
         began = time.monotonic()
+        parameters: dict[str, str] = {}
+        cookies: dict[str, str] = {}
         try:
             if request.method not in ("GET", "POST"):
                 raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET or POST")
-            answer = await edge.call(await read_parameters(request))
+            parameters = await read_parameters(request)
+            if authentication is None:
+                answer = await edge.call(parameters)
+            else:
+                answer, cookies = await authenticated(edge, authentication, parameters, request.cookies)
         except Failed as failed:
-            answer = refusal(failed.failure)
+            answer = refusal(failed.failure, value_of(parameters, "command"))
         seconds = time.monotonic() - began
         counted.answered(answer.command, answer.status, seconds)
         log.log(logging.INFO if answer.worth_a_line else logging.DEBUG, "answered", extra={
             "action": "answered", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
-        return _answered(answer)
+        response = _answered(answer)
+        for name, value in cookies.items():
+            response.set_cookie(name, value, path="/client", httponly=True, samesite="lax",
+                                secure=request.url.scheme == "https", max_age=None if value else 0)
+        return response
 
     async def livez(request: Request) -> Response:
         return json_response(200, {"live": True})
@@ -185,7 +217,7 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None)
     def guarded(endpoint: Endpoint) -> Endpoint:
         async def check(request: Request) -> Response:
             try:
-                check_origin(request.headers, loopback=loopback)
+                check_origin(request.headers, loopback=loopback, named=authentication is not None)
                 return await endpoint(request)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
@@ -220,8 +252,10 @@ class _Server(uvicorn.Server):
 class HttpListener:
     """A listener that answers from `start` until `aclose`. `url` is where. `checks`: see make_app."""
 
-    def __init__(self, edge: Edge, *, host: str = "127.0.0.1", port: int = 0, checks: Checks | None = None) -> None:
+    def __init__(self, edge: Edge, *, host: str = "127.0.0.1", port: int = 0, checks: Checks | None = None,
+                 authentication: Authentication | None = None) -> None:
         self._edge, self._host, self._port, self._checks = edge, host, port, checks
+        self._authentication = authentication
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.url = ""
@@ -232,7 +266,7 @@ class HttpListener:
         address = listener.getsockname()
         self.url = f"http://{_reachable(address[0])}:{address[1]}"
         app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback,
-                       checks=self._checks)
+                       checks=self._checks, authentication=self._authentication)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
                                 limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=int(CLOSE_S),
                                 timeout_keep_alive=30)

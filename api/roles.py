@@ -11,8 +11,10 @@ import json
 import logging
 from uuid import UUID
 
+from api.authentication import Authentication
 from api.bootstrap import Parts
 from api.edge import Edge
+from api.first_keys import first_keys
 from api.http import HttpListener
 from api.process import Roles
 from api.scrub_schedule import checked_share, interval, keep_schedules
@@ -29,6 +31,7 @@ from bus.scheduler import Scheduler
 from bus.transport import Delivery, Transport
 from bus.transport import progress as progress_address
 from handlers.agent import create_zone
+from handlers.founding import found
 from handlers.grants import SERVICE, Grants
 from handlers.projector import Projector
 
@@ -42,6 +45,7 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
     runtime = parts.runtime()
     await runtime.catch_up()
     zone_id = await create_zone(runtime, parts.settings.zone)
+    await found(runtime)
     consumer = PartitionConsumer(parts.store, parts.transport, runtime.handle, member=parts.member)
     forwarder = Forwarder(parts.store, parts.transport, _identify(parts))
     dead_letters = DeadLetters(parts.store, parts.transport)
@@ -119,7 +123,17 @@ async def api(parts: Parts, running: Roles) -> str:
     running.at_stop(views.aclose)
     system = System(parts.store, parts.runtime(), views, parts.vault)
 
-    listener = HttpListener(Edge(system), host=settings.api_host, port=settings.api_port, checks=running.health)
+    authentication = None
+    if settings.identity:
+        authentication = Authentication(system)
+        await first_keys(parts.runtime(), parts.vault, settings.data_dir)
+    edge = Edge(system)
+    listener = HttpListener(edge, host=settings.api_host, port=settings.api_port, checks=running.health,
+                            authentication=authentication)
     url = await listener.start()
     running.at_stop(listener.aclose)
+    if settings.identity and settings.open_port is not None:
+        beside = HttpListener(edge, port=settings.open_port, checks=running.health)
+        log.warning("a listener without authentication answers at %s", await beside.start(), extra={"action": "open_listener"})
+        running.at_stop(beside.aclose)
     return url

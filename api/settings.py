@@ -22,9 +22,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir, description="Where an embedded installation lives.")
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ, amqp(s)://user:password@host:port/vhost; unset: memory.")
     database_url: SecretStr | None = Field(None, description="Postgres 15 to 18; unset: the embedded server in data_dir.")
-    api_host: str = Field("127.0.0.1", description="Address of the HTTP listener (no authentication: keep it on loopback).")
+    api_host: str = Field("127.0.0.1", description="Address of the HTTP listener; without identity it belongs on loopback.")
     api_port: int = Field(8096, ge=0, le=65535,
                           description="Port of the HTTP listener, CloudStack's integration port; 0: any free.")
+    identity: bool = Field(False, description="The HTTP listener takes signed requests and logins only; "
+                           "data_dir/admin.keys holds the first admin's keys.")
+    open_port: int | None = Field(None, ge=0, le=65535, description="With identity: port of a second listener, on 127.0.0.1, "
+                                  "without authentication; unset: there is none.")
     zone: str = Field("zone-1", description="Name of the zone that is made at first start.")
     primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
     primary_devices: str = Field("", description="Block devices of a primary store, comma-separated absolute paths "

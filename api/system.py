@@ -47,6 +47,10 @@ class System:
         """The command with clear secrets replaced by vault references."""
         return await sealed(command, self.vault.seal, job_id=job_id)
 
+    async def open_secret(self, reference: str) -> str:
+        """What a vault reference stands for: only for comparing what a caller shows with it."""
+        return await self.vault.open(reference)
+
     async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin", owner: Owner | None = None) -> int:
         """Accept the command: one append. Returns its position; from here on it reaches exactly one end."""
         appended = await submit(self.store, submission(command, job_id=job_id, principal=principal, owner=owner))

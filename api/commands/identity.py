@@ -35,6 +35,12 @@ def _member(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
 
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
+        name="login", mode=Mode.SYNC, parameters=(
+            parameter("username", required=True, text=PERSON["username"]), parameter("password", required=True, text="the password"),
+            parameter("domain", text="the domain's path: / is ROOT, a/b is b in a"), parameter("domainid", Type.UUID)),
+        description="Begins a session on a listener with identity: a cookie, and a sessionkey to send with each request."),
+    ApiCommand(name="logout", mode=Mode.SYNC, description="Ends the session."),
+    ApiCommand(
         name="createDomain", mode=Mode.SYNC, item="domain", noun="domain", command=CreateDomain, roles=ADMINS, now=True,
         parameters=derived(CreateDomain, texts={"parentdomainid": "the UUID of the domain above it"}), home="parentdomainid",
         related="listDomains", description="Makes a domain."),

@@ -185,7 +185,7 @@ class Edge:
         if command.for_account:
             values["accountid"] = owner.account_id
         elif command.command is AddAccountToProject:
-            values["accountid"] = await self.ownership.member(values)
+            values["accountid"] = await self.ownership.member(command, values, principal)
         shown = await credentials.prepare(command, values, job_id)
         message = command.build(values, job_id)
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.

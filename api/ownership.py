@@ -8,6 +8,7 @@ text of one that is not there, and a parameter that nobody described here is ref
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -90,10 +91,13 @@ class Ownership:
                 owner = owner or resource.owner
         return owner or principal.owner
 
-    async def member(self, values: Mapping[str, Any]) -> UUID:
-        """The account that is to be added to a project: one of the project's domain. Raises BadParameter."""
+    async def member(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> UUID:
+        """The account that is to be added to a project: one of the project's domain. Whoever made the project may, and who may
+        act for that account; being of the project is not enough. Raises BadParameter."""
         project = await self._one("project", "id", values["projectid"])
-        if project is None:
+        admin = await self._resource("account", project["admin_id"]) if project is not None else None
+        nobody = admin is None and principal.role is not Role.ADMIN
+        if project is None or nobody or not authorize(replace(principal, projects=frozenset()), command, admin):
             raise absent("project", values["projectid"], "projectid")
         rows, _ = await self._system.rows("account", {"name": values["account"], "domain_id": project["domain_id"]}, limit=1)
         if not rows:

@@ -121,6 +121,7 @@ def _project(event: Any, at: str) -> Iterator[Change]:
     match event:
         case identity.ProjectCreated():
             yield "project", key, {"name": event.name, "display_text": event.display_text, "created": at,
+                                   "admin_id": str(event.admin.account_id),
                                    **owned(event.owner)}
             yield from _member(key, event.admin.account_id, event.admin.account, at)
         case identity.ProjectAccountAdded():

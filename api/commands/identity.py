@@ -36,7 +36,8 @@ def _member(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="login", mode=Mode.SYNC, parameters=(
-            parameter("username", required=True, text=PERSON["username"]), parameter("password", required=True, text="the password"),
+            parameter("username", required=True, text=PERSON["username"]),
+            parameter("password", required=True, text="the password"),
             parameter("domain", text="the domain's path: / is ROOT, a/b is b in a"), parameter("domainid", Type.UUID)),
         description="Begins a session on a listener with identity: a cookie, and a sessionkey to send with each request."),
     ApiCommand(name="logout", mode=Mode.SYNC, description="Ends the session."),

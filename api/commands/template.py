@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ID, IDS, NAME, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ID, IDS, NAME, OWNER, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.failure import BadParameter
 from schema.template import DeleteTemplate, RegisterTemplate
 
@@ -32,7 +32,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="registerTemplate", mode=Mode.SYNC, item="template", noun="template", command=RegisterTemplate,
         listed=True, prepare=_template, related="listTemplates",
-        parameters=(*derived(RegisterTemplate, all_zones=True), parameter("zoneids", Type.LIST)),
+        parameters=(*derived(RegisterTemplate, all_zones=True), parameter("zoneids", Type.LIST), *OWNER), for_account=True,
         description="Fetches an image from a URL into an image store. Its answer names the job (extension)."),
     ApiCommand(
         name="listTemplates", mode=Mode.LIST, item="template", noun="template",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ADMIN, ID, IDS, NAME, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ID, IDS, NAME, OWNER, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
 
 
@@ -18,7 +18,7 @@ def _volume(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="createVolume", mode=Mode.CREATE, item="volume", noun="volume", command=CreateVolume, prepare=_volume,
-        parameters=derived(CreateVolume, optional=("name",)), related="listVolumes",
+        parameters=(*derived(CreateVolume, optional=("name",)), *OWNER), for_account=True, related="listVolumes",
         description="Makes a volume: empty, from a template (extension) or from a snapshot."),
     ApiCommand(
         name="listVolumes", mode=Mode.LIST, item="volume", noun="volume",
@@ -28,7 +28,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         description="Lists volumes."),
     ApiCommand(
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
-        parameters=derived(UpdateVolume), related="listVolumes", roles=ADMIN, description="Renames a volume."),
+        parameters=derived(UpdateVolume), related="listVolumes", description="Renames a volume."),
     ApiCommand(
         name="deleteVolume", mode=Mode.SYNC, noun="volume", command=DeleteVolume, parameters=derived(DeleteVolume),
         related="listVolumes", description="Deletes a volume and its bytes."),

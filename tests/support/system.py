@@ -43,7 +43,7 @@ class FoldedViews:
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
         found = [dict.fromkeys(COLUMNS[table]) | row for row in (await self.tables()).get(table, {}).values()]
-        found = [row for row in found if _holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
+        found = [row for row in found if holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
         found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
         page = found[offset:offset + limit]
         return page, len(found) if page else 0
@@ -58,14 +58,14 @@ class FoldedViews:
         """Nothing."""
 
 
-def _holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """As read.conditions."""
     return all(_pair(row, name, value) for name, value in where.items())
 
 
 def _pair(row: Mapping[str, Any], name: str, value: Any) -> bool:
     if name in ("any", "all"):
-        return (any if name == "any" else all)(_holds(row, each) for each in value)
+        return (any if name == "any" else all)(holds(row, each) for each in value)
     if isinstance(value, Mapping):
         if "prefix" in value:
             return row.get(name) is not None and str(row[name]).startswith(value["prefix"])
@@ -90,7 +90,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "domain": (*_COMMON, "parent_id", "domain_id", "domain_path"),
     "account": (*_COMMON, *_OWNED, "role"),
     "user": (*_COMMON, *_OWNED, "role", "password", "email", "first_name", "last_name", "timezone", "api_key", "secret_key"),
-    "project": (*_COMMON, *_OWNED, "display_text"),
+    "project": (*_COMMON, *_OWNED, "display_text", "admin_id"),
     "project_account": (*_COMMON, "project_id", "account_id"),
     "template": (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
                  "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),

@@ -16,7 +16,7 @@ CREATE INDEX user_by_key ON read."user" (api_key);
 CREATE INDEX user_by_name ON read."user" (name);
 
 CREATE TABLE read.project (
-    id text PRIMARY KEY, name text, display_text text, account_id text, account text, domain_id text, domain_path text,
+    id text PRIMARY KEY, name text, display_text text, admin_id text, account_id text, account text, domain_id text, domain_path text,
     project_id text, created timestamptz);
 
 CREATE TABLE read.project_account (

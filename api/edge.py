@@ -23,6 +23,7 @@ from api.registry import ApiCommand, Mode
 from bus.errors import AppendUnknown, StoreAway
 from bus.event_store import EventStore
 from bus.sealing import sealed
+from handlers import quota
 from schema.failure import BadParameter, Failed, Failure, Unknown, Unsupported
 from schema.identity import ROOT_OWNER, AddAccountToProject, Owner
 from schema.ids import derive
@@ -183,7 +184,7 @@ class Edge:
             raise absent("job", job_id, "customjobid")
         who: dict[str, Any] = {"principal": principal.name} | ({} if owner == ROOT_OWNER else {"owner": owner})
         if command.for_account:
-            values["accountid"] = owner.account_id
+            values |= {"accountid": owner.account_id, "owner": owner}
         elif command.command is AddAccountToProject:
             values["accountid"] = await self.ownership.member(command, values, principal)
         shown = await credentials.prepare(command, values, job_id)
@@ -191,6 +192,8 @@ class Edge:
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
         if known is None:
             await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id)
+            if owner != ROOT_OWNER and (command.mode is Mode.CREATE or command.listed):
+                await self._room(owner, command.noun)
         message = await self.system.seal_secrets(message, job_id)
         if command.now:
             await self.system.run_now(message, job_id, **who)
@@ -203,6 +206,13 @@ class Edge:
         if command.listed:
             return await self._appeared(command, message, job_id)
         return await self._ended(command, job_id)
+
+    async def _room(self, owner: Owner, noun: str) -> None:
+        """Raise LimitReached when the account holds as many as it may: early, in the answer. The append decides."""
+        rows, _ = await self.system.rows("resource_limit", {"id": f"{owner.account_id}/{noun}"}, limit=1)
+        name = quota.counter(owner.account_id, noun)
+        if rows and 0 <= rows[0]["max"] <= (await self.system.store.counter_values([name])).get(name, 0):
+            raise quota.reached(owner, noun)
 
     async def _accept(self, message: Command, job_id: UUID, who: Mapping[str, Any]) -> None:
         """Submit; when it is unknown whether it was committed, submit again: the same id is the same job."""

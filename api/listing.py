@@ -245,7 +245,7 @@ class Lists:
             return Names()
         if table == "account":
             return Names(users=await self._users(rows))
-        if table in ("domain", "user", "project"):
+        if table in ("domain", "user", "project", "resource_limit"):
             return Names()
         zones = await self._table("zone")
         if table == "volume":

@@ -18,7 +18,7 @@ from handlers.identity import TYPES
 from schema.failure import BadParameter, Denied, Unsupported
 from schema.identity import ROOT_OWNER, Owner, Role
 
-OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project"})
+OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit"})
 """Read tables whose rows belong to accounts."""
 THINGS: Mapping[str, tuple[str, Use]] = {
     "volumeid": ("volume", Use.CHANGE), "snapshotid": ("snapshot", Use.USE), "templateid": ("template", Use.USE),
@@ -31,7 +31,8 @@ FREE = frozenset({"zoneid", "zoneids", "destzoneid", "destzoneids", "sourcezonei
                   "serviceofferingid", "ostypeid", "customjobid"})
 """Parameters that name what belongs to nobody."""
 LISTS = {"volume": "listVolumes", "snapshot": "listSnapshots", "template": "listTemplates", "job": "listAsyncJobs",
-         "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects"}
+         "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects",
+         "resource_limit": "listResourceLimits"}
 
 
 class Reads(Protocol):
@@ -73,6 +74,8 @@ class Ownership:
         owner = await self.named(command, values, principal) if command.for_account else None
         if principal.system:
             return owner or ROOT_OWNER
+        if command.noun == "resource_limit" and principal.role is not Role.ADMIN and owner == principal.owner:
+            raise Denied("nobody changes the limits of the own account", field="account", remedy="ask an admin above")
         for parameter in command.parameters:
             value = values.get(parameter.name)
             if value is None or (command.for_account and parameter.name in ("account", "domainid", "projectid")):

@@ -22,6 +22,8 @@ PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deletin
 ROLE_NUMBERS = {Role.USER: 0, Role.ADMIN: 1, Role.DOMAIN: 2, Role.RESOURCE: 3}
 ROLE_NAMES = {Role.USER: "User", Role.ADMIN: "Root Admin", Role.DOMAIN: "Domain Admin", Role.RESOURCE: "Resource Admin"}
 """Of accounts, in CloudStack's words."""
+LIMITED = {"volume": "2", "snapshot": "3", "template": "4", "primary_storage": "10", "secondary_storage": "11"}
+"""What is limited -> CloudStack's number of it."""
 PROGRESS = ("stage", "bytes", "total", "rate", "eta")
 ENDED = ("completed", "failed", "cancelled")
 
@@ -100,6 +102,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "project": {
         "id": "string", "name": "string", "displaytext": "string", "domainid": "string", "domain": "string",
         "domainpath": "string", "state": "string", "created": "date"},
+    "resourcelimit": {
+        "resourcetype": "string", "resourcetypename": "string", "max": "long", **OWNED},
     "": {"success": "boolean", "displaytext": "string"},
 }
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
@@ -193,6 +197,12 @@ def project(row: Row, names: Names) -> dict[str, Any]:
     """A project."""
     return _filled(id=row["id"], name=row["name"], displaytext=row["display_text"], domainid=row["domain_id"], state="Active",
                    created=when(row["created"]), **_domain(row["domain_path"]))
+
+
+def resource_limit(row: Row, names: Names) -> dict[str, Any]:
+    """How much an account may hold; of storage in GiB."""
+    most = row["max"] >> 30 if row["name"] in ("primary_storage", "secondary_storage") and row["max"] > 0 else row["max"]
+    return _filled(resourcetype=LIMITED[row["name"]], resourcetypename=row["name"], max=most, **owned(row))
 
 
 def image_store(row: Row, names: Names) -> dict[str, Any]:
@@ -345,7 +355,8 @@ def plan(step: str, planned: MotionPlan) -> dict[str, Any]:
 
 
 OBJECTS = {"image_store": image_store, "template": template, "volume": volume, "snapshot": snapshot, "zone": zone,
-           "primary_store": storage_pool, "domain": domain, "account": account, "user": user, "project": project}
+           "primary_store": storage_pool, "domain": domain, "account": account, "user": user, "project": project,
+           "resource_limit": resource_limit}
 """Table -> how its rows are shown."""
 TABLES = {"imagestore": "image_store", "template": "template", "volume": "volume", "snapshot": "snapshot",
           "domain": "domain", "account": "account", "user": "user", "project": "project"}

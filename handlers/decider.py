@@ -13,6 +13,7 @@ from uuid import UUID
 
 from bus.event_store import Claim, CounterChange, Timer
 from bus.submission import job_stream
+from handlers import quota
 from handlers.directory import Directory
 from handlers.survey import Survey
 from schema.failure import Failed, Failure
@@ -99,7 +100,11 @@ class Context:
     def emit(self, stream: str, event: Event) -> None:
         """Decide that `event` happened in `stream`."""
         noun = stream.split("-", 1)[0]
-        self.states[stream] = self.evolve[noun](self.states[stream], event)
+        before = self.states[stream]
+        after = self.states[stream] = self.evolve[noun](before, event)
+        for resource, delta, owner in quota.changes(noun, before, after):
+            self.count(quota.counter(owner.account_id, resource), delta,
+                       otherwise=quota.reached(owner, resource) if delta > 0 else None)
         self.out.rows.append((stream, event))
 
     def order(self, stream: str, order: Order) -> None:
@@ -123,6 +128,10 @@ class Context:
             self.out.refusals[name] = otherwise
 
 
+ACCOUNT_LIMITS = {"volume": 20, "snapshot": 20, "template": 20, "primary_storage": 200 << 30, "secondary_storage": 400 << 30}
+"""CloudStack's defaults."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Ceilings that come from settings."""
@@ -132,6 +141,8 @@ class Limits:
     max_volume_gib: int = 2000
     max_chain: int = 8
     """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
+    account: Mapping[str, int] = field(default_factory=lambda: dict(ACCOUNT_LIMITS))
+    """Resource (see `quota.RESOURCES`) -> how much of it a new account may hold; what is not named has no limit."""
     compression: str = ""
     """How full backups are compressed: zstd, or empty for not at all."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from handlers import quota
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.failure import BadParameter, Failure
@@ -32,7 +33,9 @@ from schema.identity import (
     ProjectAccountAdded,
     ProjectCreated,
     RegisterUserKeys,
+    ResourceLimitUpdated,
     Role,
+    UpdateResourceLimit,
     UserCreated,
     UserKeysRegistered,
 )
@@ -127,6 +130,13 @@ def evolve_project(state: ProjectState | None, event: Event) -> ProjectState:
     raise IllegalTransition("there" if state else "absent", event)
 
 
+def evolve_limit(state: dict[str, int] | None, event: Event) -> dict[str, int]:
+    """An account's changed limits after `event`: resource -> max."""
+    if isinstance(event, ResourceLimitUpdated):
+        return {**(state or {}), event.resource: event.max}
+    raise IllegalTransition("there" if state else "absent", event)
+
+
 # --- what flows share -------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +184,13 @@ def _user(context: Context, command: CreateAccount | CreateUser, owner: Owner, r
         user_id=user_id, username=username, owner=owner, role=role, password=_secret(command.password, "password"),
         email=command.email, first_name=command.first_name, last_name=command.last_name, timezone=command.timezone))
     return user_id
+
+
+def _limited(context: Context, account_id: UUID) -> dict[str, int]:
+    """Give a new account its limits; what they are."""
+    for resource, most in context.limits.account.items():
+        context.count(quota.counter(account_id, resource), ceiling=most)
+    return dict(context.limits.account)
 
 
 class _Now:
@@ -239,7 +256,8 @@ class CreateAccountFlow(_Now):
             raise taken
         context.claim(f"account.name/{domain.id}/{name.lower()}", str(account_id), taken)
         owner = Owner(account_id=account_id, account=name, domain_id=domain.id, path=domain.path)
-        context.emit(stream("account", account_id), AccountCreated(owner=owner, role=role))
+        context.emit(stream("account", account_id), AccountCreated(
+            owner=owner, role=role, limits=_limited(context, account_id) if role is not Role.ADMIN else {}))
         _user(context, command, owner, role)
 
     def finish(self, context: Context) -> dict[str, Any]:
@@ -312,7 +330,8 @@ class CreateProjectFlow(_Now):
         owner = Owner(account_id=context.new_id("account"), account=name, domain_id=admin.domain_id, path=admin.path,
                       project_id=project_id)
         context.emit(stream("project", project_id), ProjectCreated(
-            project_id=project_id, name=name, display_text=command.display_text or name, owner=owner, admin=admin))
+            project_id=project_id, name=name, display_text=command.display_text or name, owner=owner, admin=admin,
+            limits=_limited(context, owner.account_id)))
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The project."""
@@ -347,6 +366,37 @@ class AddAccountFlow(_Now):
         return {"success": True}
 
 
+class UpdateLimitFlow(_Now):
+    """Another limit for an account or a project."""
+
+    subject = "resource_limit"
+
+    def streams(self, job_id: UUID, command: UpdateResourceLimit) -> list[str]:
+        """The account's limits."""
+        return [stream("resource_limit", command.owner.account_id)]
+
+    def start(self, context: Context) -> None:
+        """A resource that is limited, and no less than is held already."""
+        command = context.command
+        assert isinstance(command, UpdateResourceLimit)
+        if command.resource not in quota.RESOURCES:
+            raise BadParameter(f"{command.resource[:64]!r} is not one of {', '.join(quota.RESOURCES)}", field="resourcetype")
+        if not -1 <= command.max < 1 << 63:
+            raise BadParameter("must be -1 (no limit) or more", field="max")
+        if command.owner == ROOT_OWNER:
+            raise BadParameter("the admin of ROOT has no limits", field="account", remedy="name another account")
+        name = quota.counter(command.owner.account_id, command.resource)
+        context.count(name, ceiling=command.max if command.max >= 0 else None,
+                      lift=command.max < 0, otherwise=BadParameter(
+                          "the account holds more than that already", field="max", remedy="delete something first"))
+        context.emit(stream("resource_limit", command.owner.account_id), ResourceLimitUpdated(
+            owner=command.owner, resource=command.resource, max=command.max))
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """Success, without an object."""
+        return {"success": True}
+
+
 FLOWS: dict[type[Command], Flow] = {
     CreateDomain: CreateDomainFlow(),
     CreateAccount: CreateAccountFlow(),
@@ -354,5 +404,6 @@ FLOWS: dict[type[Command], Flow] = {
     RegisterUserKeys: RegisterKeysFlow(),
     CreateProject: CreateProjectFlow(),
     AddAccountToProject: AddAccountFlow(),
+    UpdateResourceLimit: UpdateLimitFlow(),
 }
 """Every command about these nouns, and what it leads to."""

@@ -18,7 +18,7 @@ from schema.image import ImageRef
 Change = tuple[str, str, dict[str, Any] | None]
 """(table, id, columns that take a new value; None: the row is gone)."""
 TABLES = ("zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "volume", "snapshot",
-          "snapshot_store_ref", "job", "domain", "account", "user", "project", "project_account")
+          "snapshot_store_ref", "job", "domain", "account", "user", "project", "project_account", "resource_limit")
 
 
 def changes(row: LogRow) -> Iterator[Change]:
@@ -33,7 +33,7 @@ def changes(row: LogRow) -> Iterator[Change]:
     noun = row.type.split(".", 1)[0]
     fold = {"job": _job, "volume": _volume, "snapshot": _snapshot, "template": _template,
             "image_store": _image_store, "domain": _domain, "account": _account, "user": _user,
-            "project": _project}.get(noun, _place)
+            "project": _project, "resource_limit": _limit}.get(noun, _place)
     yield from fold(event, at)
 
 
@@ -101,6 +101,8 @@ def _account(event: Any, at: str) -> Iterator[Change]:
     if isinstance(event, identity.AccountCreated):
         yield "account", str(event.owner.account_id), {
             "name": event.owner.account, "role": event.role, "created": at, **owned(event.owner)}
+        for resource, most in event.limits.items():
+            yield _limited(event.owner, resource, most, at)
 
 
 def _user(event: Any, at: str) -> Iterator[Change]:
@@ -124,10 +126,21 @@ def _project(event: Any, at: str) -> Iterator[Change]:
                                    "admin_id": str(event.admin.account_id),
                                    **owned(event.owner)}
             yield from _member(key, event.admin.account_id, event.admin.account, at)
+            for resource, most in event.limits.items():
+                yield _limited(event.owner, resource, most, at)
         case identity.ProjectAccountAdded():
             yield from _member(key, event.account_id, event.account, at)
         case _:
             pass
+
+
+def _limit(event: Any, at: str) -> Iterator[Change]:
+    if isinstance(event, identity.ResourceLimitUpdated):
+        yield _limited(event.owner, event.resource, event.max, at)
+
+
+def _limited(owner: identity.Owner, resource: str, most: int, at: str) -> Change:
+    return "resource_limit", f"{owner.account_id}/{resource}", {"name": resource, "max": most, "created": at, **owned(owner)}
 
 
 def _member(project: str, account_id: UUID, name: str, at: str) -> Iterator[Change]:

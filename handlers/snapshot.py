@@ -18,6 +18,7 @@ from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
 from schema.failure import BadParameter, Damage, Failure, InUse, Unavailable
+from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event, Order
@@ -83,6 +84,7 @@ class SnapshotState:
     tag: str
     store_id: UUID
     job_id: UUID
+    owner: Owner = ROOT_OWNER
     image: ImageRef | None = None
     on_primary: bool = False
     """It still lies inside its disk: the job that took it has not ended."""
@@ -109,7 +111,8 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, SnapshotRequested):
         return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
-                             disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id)
+                             disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id,
+                             owner=event.owner)
     assert state is not None
     if isinstance(event, SnapshotTaken):
         return replace(state, status=status, on_primary=True, counted=event.reserved)

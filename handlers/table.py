@@ -21,6 +21,7 @@ EVOLVE: dict[str, Evolve] = {
     "account": identity.evolve_account,
     "user": identity.evolve_user,
     "project": identity.evolve_project,
+    "resource_limit": identity.evolve_limit,
     "scrub": scrub.evolve,
     "scrub_schedule": scrub.evolve_schedule,
 }

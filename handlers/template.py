@@ -17,6 +17,7 @@ from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DeleteImages, FetchImage, ImageResult
 from schema.failure import BadParameter, Damage, Failure, InUse, Refused, Unavailable
+from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from schema.message import Command, Event, Order
@@ -57,6 +58,7 @@ class TemplateState:
     zone_id: UUID | None
     store_id: UUID
     job_id: UUID
+    owner: Owner = ROOT_OWNER
     image: ImageRef | None = None
     counted: int = 0
     """Bytes by which it is counted on its store: reserved until it is Ready."""
@@ -71,7 +73,8 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, TemplateRegistered):
         return TemplateState(status=status, id=event.template_id, name=event.name, format=event.format,
-                             zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id, counted=event.reserved)
+                             zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id, counted=event.reserved,
+                             owner=event.owner)
     assert state is not None
     if isinstance(event, TemplateReady):
         return replace(state, status=status, image=event.image, counted=event.counted)

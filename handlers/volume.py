@@ -63,6 +63,8 @@ class VolumeState:
     primary: PrimarySpec
     job_id: UUID
     owner: Owner = ROOT_OWNER
+    size: int = 0
+    """Bytes of the disk as a machine sees it; 0 until its source has said it."""
     disk: DiskRef | None = None
     busy: UUID | None = None
     """The snapshot that is being taken or backed up."""
@@ -77,11 +79,12 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, VolumeRequested):
         return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id,
-                           primary=event.primary, job_id=event.job_id, owner=event.owner)
+                           primary=event.primary, job_id=event.job_id, owner=event.owner,
+                           size=event.virtual_size)
     assert state is not None
     match event:
         case VolumeReady():
-            return replace(state, status=status, disk=event.disk)
+            return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
         case VolumeRenamed():
             return replace(state, status=status, name=event.name)
         case VolumeSnapshotStarted():

@@ -149,6 +149,30 @@ class AddAccountToProject(Command, type="project.add_account"):
         return f"project-{self.project_id}"
 
 
+class UpdateResourceLimit(Command, type="resource_limit.update"):
+    """Say how much of something an account or a project may hold."""
+
+    owner: Owner
+    """The account, or the project's."""
+    resource: str
+    """volume, snapshot, template, primary_storage or secondary_storage"""
+    max: int
+    """A count, or bytes of storage; -1: no limit."""
+
+    def key(self, job_id: UUID) -> str:
+        """The account."""
+        return f"account-{self.owner.account_id}"
+
+
+class ResourceLimitUpdated(Event, type="resource_limit.updated"):
+    """An account or a project may hold so much from now on."""
+
+    owner: Owner
+    resource: str
+    max: int
+    """A count, or bytes; -1: no limit."""
+
+
 class DomainCreated(Event, type="domain.created"):
     """A domain exists."""
 
@@ -165,6 +189,8 @@ class AccountCreated(Event, type="account.created"):
     owner: Owner
     """The account itself, as what belongs to it says."""
     role: Role
+    limits: dict[str, int] = {}
+    """Resource -> how much of it the account may hold: counts, and bytes of storage. What is not named has no limit."""
 
 
 class UserCreated(Event, type="user.created"):
@@ -201,6 +227,8 @@ class ProjectCreated(Event, type="project.created"):
     """Of what will belong to the project."""
     admin: Owner
     """The account that made it."""
+    limits: dict[str, int] = {}
+    """Resource -> how much of it the project may hold, as of an account."""
 
 
 class ProjectAccountAdded(Event, type="project.account_added"):

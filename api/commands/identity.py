@@ -6,7 +6,16 @@ from typing import Any
 from uuid import UUID
 
 from api.api_command import ID, JOB_ID, NAME, OWNER, ApiCommand, Mode, Type, derived, listing, parameter
-from schema.identity import AddAccountToProject, CreateAccount, CreateDomain, CreateProject, CreateUser, RegisterUserKeys
+from schema.failure import BadParameter
+from schema.identity import (
+    AddAccountToProject,
+    CreateAccount,
+    CreateDomain,
+    CreateProject,
+    CreateUser,
+    RegisterUserKeys,
+    UpdateResourceLimit,
+)
 
 ADMINS = ("A", "D")
 PERSON = {"username": "the name to log in by", "password": "the password; only a salted hash of it is kept",
@@ -31,6 +40,19 @@ def _project(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
 
 def _member(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
     return {"project_id": values["projectid"], "account_id": values["accountid"]}
+
+
+LIMITED = {2: "volume", 3: "snapshot", 4: "template", 10: "primary_storage", 11: "secondary_storage"}
+"""CloudStack's numbers of what is limited."""
+TYPE = parameter("resourcetype", Type.INTEGER, required=True,
+                 text="2 volumes, 3 snapshots, 4 templates, 10 primary and 11 secondary storage (GiB)")
+
+
+def _limit(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
+    kind, most = values["resourcetype"], values.get("max", -1)
+    if kind not in LIMITED:
+        raise BadParameter(f"{kind} is not one of {', '.join(map(str, LIMITED))}", field="resourcetype")
+    return {"owner": values["owner"], "resource": LIMITED[kind], "max": most << 30 if kind > 9 and most > 0 else most}
 
 
 COMMANDS: tuple[ApiCommand, ...] = (
@@ -85,6 +107,15 @@ COMMANDS: tuple[ApiCommand, ...] = (
         parameters=(parameter("projectid", Type.UUID, required=True, text="the UUID of the project"),
                     parameter("account", required=True, text="the account's name, in the project's domain"), JOB_ID),
         prepare=_member, related="listProjects", description="Lets another account use what belongs to a project."),
+    ApiCommand(
+        name="updateResourceLimit", mode=Mode.SYNC, noun="resource_limit", command=UpdateResourceLimit, roles=ADMINS, now=True,
+        parameters=(TYPE, parameter("max", Type.LONG, text="how much; -1: no limit"), *OWNER, JOB_ID), for_account=True,
+        prepare=_limit, related="listResourceLimits", description="Says how much an account or a project may hold."),
+    ApiCommand(
+        name="listResourceLimits", mode=Mode.LIST, item="resourcelimit", noun="resource_limit",
+        parameters=listing(parameter("resourcetypename", text="volume, snapshot, template, primary_storage or secondary_storage"),
+                           access=True),
+        filters={"resourcetypename": "name"}, description="Lists how much accounts may hold."),
     ApiCommand(
         name="listProjects", mode=Mode.LIST, item="project", noun="project",
         parameters=listing(ID, NAME, parameter("domainid", Type.UUID), parameter("listall", Type.BOOLEAN),

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from bus.envelope import Envelope
-from bus.event_store import LogFilter, LogRow
+from bus.event_store import EventStore, LogFilter, LogRow
 from bus.event_store_memory import MemoryEventStore
 from bus.transport import Address, WireMessage
 from handlers.agent import create_zone, proof
@@ -63,16 +63,16 @@ class FakeTransport:
 class Cloud:
     """A runtime, its log, and what tests ask of them."""
 
-    store: MemoryEventStore
+    store: EventStore
     runtime: Runtime
     transport: FakeTransport
     zone_id: UUID
     answered: set[UUID] = field(default_factory=set)
 
     @classmethod
-    async def start(cls) -> Cloud:
-        """One zone, one agent that is both storage agent and hypervisor."""
-        store, transport = MemoryEventStore(), FakeTransport()
+    async def start(cls, log: EventStore | None = None) -> Cloud:
+        """One zone, one agent that is both storage agent and hypervisor; over `log`, or over one in memory."""
+        store, transport = log or MemoryEventStore(), FakeTransport()
         runtime = Runtime(store, transport, installation="inst", token=TOKEN, vault_key=VAULT_KEY)  # type: ignore[arg-type] # a double
         zone_id = await create_zone(runtime, "zone-1")
         cloud = cls(store, runtime, transport, zone_id)

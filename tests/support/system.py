@@ -91,6 +91,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "account": (*_COMMON, *_OWNED, "role"),
     "user": (*_COMMON, *_OWNED, "role", "password", "email", "first_name", "last_name", "timezone", "api_key", "secret_key"),
     "project": (*_COMMON, *_OWNED, "display_text", "admin_id"),
+    "resource_limit": (*_COMMON, *_OWNED, "max"),
     "project_account": (*_COMMON, "project_id", "account_id"),
     "template": (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
                  "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),

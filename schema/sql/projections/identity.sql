@@ -23,6 +23,10 @@ CREATE TABLE read.project_account (
     id text PRIMARY KEY, project_id text, account_id text, name text, created timestamptz);
 CREATE INDEX project_account_by_account ON read.project_account (account_id);
 
+CREATE TABLE read.resource_limit (
+    id text PRIMARY KEY, name text, max bigint, account_id text, account text, domain_id text, domain_path text, project_id text,
+    created timestamptz);
+
 DO $$
 DECLARE
     source text;
@@ -36,4 +40,4 @@ BEGIN
             source, source || '_by_account', source || '_by_domain');
     END LOOP;
 END $$;
-GRANT SELECT ON read.domain, read.account, read."user", read.project, read.project_account TO storebus_app, storebus_projector;
+GRANT SELECT ON read.domain, read.account, read."user", read.project, read.project_account, read.resource_limit TO storebus_app, storebus_projector;

@@ -112,6 +112,13 @@ def reach(principal: Principal, table: str = "") -> dict[str, Any]:
     return {"any": [own, {"domain_path": {"prefix": principal.owner.path}}]}
 
 
+def resource_of_row(meta: Mapping[str, str]) -> Resource:
+    """What a row of the log is about, by its `meta`: whose it is. What is nobody's belongs to ROOT's admin."""
+    if "account" not in meta:
+        return Resource(owner=ROOT_OWNER)
+    return Resource(owner=ROOT_OWNER.model_copy(update={"account_id": UUID(meta["account"]), "path": meta["domain"]}))
+
+
 def resource_of(table: str, row: Mapping[str, Any]) -> Resource:
     """A row of a read table as a resource. Raises KeyError for a table whose rows belong to nobody."""
     owner = Owner(
@@ -124,4 +131,4 @@ def resource_of(table: str, row: Mapping[str, Any]) -> Resource:
         granted=frozenset(UUID(each) for each in row.get("granted") or ()), domain=table == "domain")
 
 
-__all__ = ["SYSTEM", "Action", "Principal", "Resource", "Use", "authorize", "reach", "resource_of"]
+__all__ = ["SYSTEM", "Action", "Principal", "Resource", "Use", "authorize", "reach", "resource_of", "resource_of_row"]

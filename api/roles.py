@@ -64,11 +64,14 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
 
 
 def _identify(parts: Parts) -> Identify:
-    """Who the broker's users are. Without a broker every command comes from this process."""
+    """Who the broker's users are. Without a broker every command comes from this process. With identity nobody is let in who is
+    not named: what they send is not asked about account by account, so they do what a root admin may."""
     if not parts.transport.durable:
         return lambda user: Principal(user or "system", "root")
     pairs = [entry.partition("=") for entry in parts.settings.amqp_users.split(",") if entry]
-    return only({user.strip(): tenant.strip() or "root" for user, _, tenant in pairs}) if pairs else everyone
+    if not pairs and not parts.settings.identity:
+        return everyone
+    return only({user.strip(): tenant.strip() or "root" for user, _, tenant in pairs})
 
 
 async def log_role(parts: Parts, running: Roles) -> None:

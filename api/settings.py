@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     agent_bytes_per_second: int = Field(0, ge=0, description="Bytes a second that an agent moves to and from image stores, all "
                                         "transfers together; 0: no limit.")
     amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "
-                            "the broker lets in, in the tenant root.")
+                            "the broker lets in, in the tenant root (with identity: none).")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
     log_format: str = Field("text", description="text or json.")
     failpoints: str = Field("", description="For fault tests: name=kill,name=raise,name=sleep:S at named places of the code.")

@@ -47,7 +47,7 @@ class NewRow:
     causation: UUID | None = None
     """The message that led to this one."""
     meta: bytes = b"{}"
-    """Canonical JSON: principal, traceparent."""
+    """Canonical JSON: principal, traceparent; account and domain (its path) of what is not ROOT's admin's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ def submission(command: Command, *, job_id: UUID, principal: str = "system", ten
     """
     fact = submitted(command, job_id=job_id, principal=principal, tenant=tenant, parent=parent, owner=owner)
     meta = {"principal": principal} | ({"traceparent": traceparent} if traceparent else {})
+    if owner is not None:
+        meta |= {"account": str(owner.account_id), "domain": owner.path}
     row = NewRow(
         stream=job_stream(job_id), kind=kind, type=fact.TYPE, type_version=fact.VERSION, id=job_id,
         payload=encode(fact), key=fact.key, tenant=tenant, correlation=job_id, causation=parent, meta=canonical(meta),

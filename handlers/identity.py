@@ -178,6 +178,8 @@ def _user(context: Context, command: CreateAccount | CreateUser, owner: Owner, r
     username = _named(command.username, "username")
     if "@" not in command.email or len(command.email) > EMAIL:
         raise BadParameter(f"must be an address with an @ and at most {EMAIL} characters", field="email")
+    if owner.domain_id == ROOT_DOMAIN and username.lower() == ROOT_USER_FACT.username:
+        raise BadParameter(f"the domain already has a user {username!r}", field="username", remedy="choose another name")
     context.claim(f"user.name/{owner.domain_id}/{username.lower()}", str(user_id), BadParameter(
         f"the domain already has a user {username!r}", field="username", remedy="choose another name"))
     context.emit(stream("user", user_id), UserCreated(

@@ -329,7 +329,6 @@ class Runtime:
         out: Decision = context.out
         versions = dict(expected)
         correlation = envelope.correlation or job_id
-        meta = canonical({"principal": envelope.principal, "traceparent": envelope.traceparent})
         rows: list[NewRow] = []
         timers = [*out.timers, *(Timer(id=name, after_s=after, key=context.command.key(job_id), type=TIMER_TYPE,
                         payload=canonical({"job_id": name.removeprefix("job-").split("/")[0]}))
@@ -340,7 +339,8 @@ class Runtime:
                 stream=stream, kind=message.KIND, type=message.TYPE, type_version=message.VERSION,
                 id=derive(job_id, f"{stream}/{version}"), payload=encode(message), key=context.command.key(job_id),
                 address=message.agent if isinstance(message, Order) else "", tenant=envelope.tenant,
-                correlation=correlation, causation=envelope.id, meta=meta))
+                correlation=correlation, causation=envelope.id,
+                meta=_meta(envelope, getattr(context.states.get(stream), "owner", None) or context.owner)))
         owner = None if context.owner == ROOT_OWNER else context.owner
         for new_job, command in out.submissions:
             more = submission(command, job_id=new_job, principal=envelope.principal, tenant=envelope.tenant,
@@ -436,6 +436,12 @@ class Runtime:
             self.survey.position = max(self.survey.position, page.scanned_to)
             if page.scanned_to == at:
                 return
+
+
+def _meta(envelope: Envelope, owner: Owner) -> bytes:
+    """What a row says besides: who asked, and whose the thing is, unless it is the installation's own."""
+    whose = {} if owner == ROOT_OWNER else {"account": str(owner.account_id), "domain": owner.path}
+    return canonical({"principal": envelope.principal, "traceparent": envelope.traceparent} | whose)
 
 
 def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:

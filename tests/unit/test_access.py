@@ -6,13 +6,14 @@ The tree: ROOT (admin) - a (domain admin da, resource admin ra, users u and v) -
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from api.access import SYSTEM, Principal, Resource, Use, authorize, reach, resource_of
+from api.access import SYSTEM, Principal, Resource, Use, authorize, reach, resource_of, resource_of_row
 from api.api_command import Type
 from api.edge import Answer, Edge
 from api.ownership import FREE, OWNED, THINGS
@@ -116,6 +117,19 @@ async def test_lists_show_what_one_may_see(made: World, person: str) -> None:
             thing = made.things[table, other]
             seen = other in SEES[person] or (table == "template" and other == "x")
             assert await made.ids(person, command, item, id=thing, **more) == ({thing} if seen else set()), (other, table)
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+async def test_the_log_says_whose_each_event_is(made: World, person: str) -> None:
+    """What shows events asks the same function: one sees the events of the volumes that one sees, and no store's or zone's."""
+    action, told = replace(find("listVolumes"), name="listEvents"), set()
+    for row in made.system.cloud.store.rows:  # type: ignore[attr-defined] # the store in memory
+        if row.type == "volume.ready" and authorize(made.who[person], action, resource_of_row(json.loads(row.meta)), Use.SEE):
+            told.add(row.stream.partition("-")[2])
+        if row.type.startswith(("zone.", "image_store.")):
+            assert authorize(made.who[person], action, resource_of_row(json.loads(row.meta)), Use.SEE) == (person == "root")
+    assert told >= {made.things["volume", each] for each in SEES[person]}
+    assert not told & {made.things["volume", each] for each in set(PEOPLE) - SEES[person]}
 
 
 @pytest.mark.parametrize("person", PEOPLE)

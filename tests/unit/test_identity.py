@@ -54,7 +54,7 @@ async def test_the_tree_and_its_people() -> None:
     ("createDomain", {"name": "x", "parentdomainid": uuid4()}, "parentdomainid"),
     ("createAccount", {"username": "ann", **PERSON}, "account"), ("createAccount", {"username": "x", **PERSON, "email": "x"}, "email"),
     ("createAccount", {"username": "x", **PERSON, "accounttype": 7}, "accounttype"),
-    ("createAccount", {"username": "admin", **PERSON}, "account"),
+    ("createAccount", {"username": "admin", **PERSON}, "account"), ("createAccount", {"username": "Admin", "account": "o", **PERSON}, "username"),
     ("createUser", {"username": "ann", "account": "ann", **PERSON}, "username"),
     ("createUser", {"username": "x", "account": "nobody", **PERSON}, "account"),
     ("registerUserKeys", {"id": uuid4()}, "id")])

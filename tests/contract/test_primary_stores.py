@@ -31,6 +31,8 @@ class PrimaryStoreContract:
 
     RESERVES = False
     """A draft has its place at once: a device that is all zeros, in place of a path where nothing is."""
+    ALONE = True
+    """Its free space is its own: nobody else fills it meanwhile."""
 
     def fresh(self, draft: str) -> bool:
         """Nothing is there that somebody could read."""
@@ -90,7 +92,9 @@ class PrimaryStoreContract:
         assert await content(store.locate(f"{volume}.qcow2")) == b"second"
         before = await store.usage()
         await store.delete(volume)
-        assert (await store.usage()).free >= before.free and await store.names() == []
+        assert await store.names() == []
+        if self.ALONE:
+            assert (await store.usage()).free >= before.free
 
     async def test_commit_without_a_draft_fails(self, store: PrimaryStore) -> None:
         with pytest.raises(WorkFailed):
@@ -180,6 +184,8 @@ class TestBlock(PrimaryStoreContract):
 
 
 class TestFolder(PrimaryStoreContract):
+    ALONE = False  # on the file system of whatever else the machine does
+
     @pytest.fixture
     def store(self, tmp_path: Path) -> PrimaryStore:
         (tmp_path / "p").mkdir()

@@ -17,7 +17,7 @@ from api.cli_call import arguments
 from api.cli_target import dsn
 from api.output import Format, Output
 from api.parameters import parse
-from api.responses import failure_text
+from api.responses.job import failure_text
 from api.settings import Settings
 from bus.client import Bus
 from bus.read_model import PostgresReadModel

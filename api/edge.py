@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from api import credentials, registry, responses
+from api import answers, credentials, registry
 from api.access import SYSTEM, Principal, authorize, resource_of
+from api.answers.job import found
 from api.listing import Lists
 from api.ownership import Ownership, absent, allowed
 from api.parameters import parse
 from api.registry import ApiCommand, Mode
+from api.responses.job import plan
 from bus.errors import AppendUnknown, StoreAway
 from bus.event_store import EventStore
 from bus.sealing import sealed
@@ -113,7 +115,7 @@ class Edge:
 
     def __init__(self, system: System, *, wait_s: float = WAIT_S) -> None:
         self.system, self.wait_s = system, wait_s
-        self.lists = Lists(system)
+        self.lists = Lists(system, answers.LISTS)
         self.ownership = Ownership(system)
 
     async def call(self, raw: Mapping[str, str], *, principal: Principal = SYSTEM) -> Answer:
@@ -142,20 +144,11 @@ class Edge:
             return await self.lists.answer(command, values, principal)
         if command.command is not None:
             return await self._write(command, values, principal)
-        match command.name:
-            case "queryAsyncJobResult":
-                await self.ownership.check(command, values, principal)
-                return await self.job(values["jobid"])
-            case "listCapabilities":
-                return {command.item: await self.lists.capability()}
-        raise Unsupported(f"{command.name} has no answer", field="command")
+        return await answers.ANSWERS[command.name](self.lists, command, values, principal)
 
     async def job(self, job_id: UUID) -> dict[str, Any]:
         """A job with its progress or result. Raises BadParameter when there is none."""
-        row = await self.system.job(job_id)
-        if row is None:
-            raise BadParameter(f"no job has the id {job_id}", field="jobid", remedy="listAsyncJobs shows them")
-        return await self.lists.job(row)
+        return await found(self.lists, job_id)
 
     async def _plan(self, of: str, raw: Mapping[str, str], principal: Principal) -> list[dict[str, Any]]:
         """How the bytes of a command would move. Its parameters stand beside `of`, so it may have none of that name."""
@@ -171,7 +164,7 @@ class Edge:
         job_id = uuid4()
         message = command.build(parsed.values, job_id)
         plans = await self.system.plan(await sealed(message, _placeholder, job_id=job_id), job_id)
-        return [responses.plan(step, plan) for step, plan in plans]
+        return [plan(step, planned) for step, planned in plans]
 
     # --- commands ---
 

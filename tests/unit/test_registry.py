@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from api import registry, responses
-from api.listing import describe
+from api.answers.system import describe
 from api.parameters import parse
 from api.registry import COMMANDS, ApiCommand, Mode, Type, find
+from api.responses.job import plan
 from schema import REGISTRY
 from schema.failure import BadParameter, Failed, Unsupported
 from schema.image_store import AddImageStore
@@ -128,4 +129,4 @@ def test_a_plan_shows_what_list_apis_says() -> None:
     end = {"kind": "store", "name": "s"}
     made = MotionPlan.model_validate({"strategy": "direct", "move": "disk->store", "source": end, "target": end, "agent": "a",
                                       "cost": cost, "reason": "r"})
-    assert set(responses.plan("backup", made)) == set(responses.FIELDS["plan"])
+    assert set(plan("backup", made)) == set(responses.FIELDS["plan"])

@@ -1,0 +1,23 @@
+"""Answers of commands that only read, where they are more than the rows of one table. A file for each noun.
+
+`LISTS` of a file are lists (a page and how many match), `ANSWERS` are whole bodies. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from api.access import Principal
+from api.answers import job, system, template
+from api.listing import Lists, Special
+from api.registry import ApiCommand
+
+Answerer = Callable[[Lists, ApiCommand, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
+"""(lists, command, values, caller) -> what stands below the envelope's key."""
+
+LISTS: dict[str, Special] = template.LISTS | job.LISTS | system.LISTS
+ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS
+"""Command's name -> who answers it."""
+
+__all__ = ["ANSWERS", "LISTS", "Answerer"]

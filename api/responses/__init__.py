@@ -1,0 +1,22 @@
+"""Responses: rows of the read tables as CloudStack's response objects, a file for each noun.
+
+Owns the fields of each object (which listApis shows) and the words that clients parse. Refuses to ask for anything: what an
+object needs from other tables is in `Names`. A new noun is one file here, with FIELDS and OBJECTS, and with TABLES where a job
+may result in one.
+"""
+
+from __future__ import annotations
+
+from api.responses import identity, image_store, job, snapshot, system, template, volume
+from api.responses.shown import Names, Show, name_of, percent, provider_name, when
+
+FIELDS: dict[str, dict[str, str]] = (
+    image_store.FIELDS | template.FIELDS | volume.FIELDS | snapshot.FIELDS | job.FIELDS | system.FIELDS | identity.FIELDS)
+"""Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
+OBJECTS: dict[str, Show] = (
+    image_store.OBJECTS | template.OBJECTS | volume.OBJECTS | snapshot.OBJECTS | system.OBJECTS | identity.OBJECTS)
+"""Table -> how its rows are shown."""
+TABLES: dict[str, str] = image_store.TABLES | template.TABLES | volume.TABLES | snapshot.TABLES | identity.TABLES
+"""Key of an object in a job's result -> its table."""
+
+__all__ = ["FIELDS", "OBJECTS", "TABLES", "Names", "Show", "name_of", "percent", "provider_name", "when"]

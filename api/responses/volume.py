@@ -1,0 +1,38 @@
+"""Volumes as CloudStack's response objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api.responses.shown import OWNED, Names, Row, Show, filled, name_of, owned, pending, when
+
+FIELDS: dict[str, dict[str, str]] = {
+    "volume": {
+        "id": "string", "name": "string", "state": "string", "status": "string", "type": "string", "size": "long",
+        "physicalsize": "long", "virtualsize": "long", "created": "date", "zoneid": "string", "zonename": "string",
+        **OWNED, "storage": "string", "storageid": "string", "storagetype": "string",
+        "provisioningtype": "string", "templateid": "string", "templatename": "string",
+        "templatedisplaytext": "string", "snapshotid": "string", "hypervisor": "string", "path": "string",
+        "displayvolume": "boolean", "isextractable": "boolean", "destroyed": "boolean", "deleteprotection": "boolean",
+        "supportsstoragesnapshot": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer"},
+}
+
+
+def volume(row: Row, names: Names) -> dict[str, Any]:
+    """A volume."""
+    source = names.templates.get(row.get("template_id") or "")
+    return filled(
+        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type="DATADISK", size=row["size"],
+        physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
+        zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), **owned(row),
+        storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"], storagetype="local",
+        provisioningtype="thin", templateid=row.get("template_id"),
+        templatename=source["name"] if source else None,
+        templatedisplaytext=(source["display_text"] or source["name"]) if source else None,
+        snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"), displayvolume=True,
+        isextractable=True, destroyed=row["state"] in ("Expunging", "Expunged"), deleteprotection=False,
+        supportsstoragesnapshot=False, tags=[], **pending(row))
+
+
+OBJECTS: dict[str, Show] = {"volume": volume}
+TABLES = {"volume": "volume"}

@@ -1,0 +1,56 @@
+"""Snapshots and their copies in the read tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from handlers.projections.columns import Change, copy, owned, sizes
+from schema import snapshot
+
+TABLES = ("snapshot", "snapshot_store_ref")
+
+
+def fold(event: Any, at: str) -> Iterator[Change]:
+    """What an event changes."""
+    key = str(event.snapshot_id)
+    match event:
+        case snapshot.SnapshotRequested():
+            yield "snapshot", key, {
+                "name": event.name, "volume_id": str(event.volume_id), "zone_id": str(event.zone_id),
+                "state": "Creating", "size": event.disk.virtual_size, "on_primary": False,
+                "job_id": str(event.job_id), "created": at, **owned(event.owner)}
+        case snapshot.SnapshotTaken():
+            yield "snapshot", key, {"state": "CreatedOnPrimary", "size": event.virtual_size, "on_primary": True}
+        case snapshot.SnapshotBackupStarted():
+            yield "snapshot", key, {"state": "BackingUp", "depth": event.depth, "reason": event.reason,
+                                    "parent_id": str(event.parent) if event.parent else None}
+        case snapshot.SnapshotBackedUp():
+            image = event.image
+            full = {} if image.parent else {"parent_id": None, "depth": 0, "reason": event.reason}
+            yield "snapshot", key, {"state": "BackedUp", **full, **sizes(image)}
+            yield "snapshot_store_ref", f"{key}/{image.store_id}", {
+                "snapshot_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
+                "root": image.root, "created": at, **sizes(image)}
+        case snapshot.SnapshotQuarantined():
+            yield "snapshot", key, {"error": event.damage.text}
+            yield from copy("snapshot", key, event.store_id, {"state": "Quarantined"})
+        case snapshot.SnapshotQuarantineLifted():
+            yield "snapshot", key, {"error": None}
+            yield from copy("snapshot", key, event.store_id, {"state": "Hidden" if event.hidden else "Ready"})
+        case snapshot.SnapshotOffPrimary():
+            yield "snapshot", key, {"on_primary": False}
+        case snapshot.SnapshotFailed():
+            yield "snapshot", key, {"state": "Error", "on_primary": False, "error": event.failure.text, "parent_id": None}
+            yield from copy("snapshot", key, event.store_id, None)
+        case snapshot.SnapshotDeleteRequested():
+            yield "snapshot", key, {"state": "Destroying", "removed": at}
+            yield from copy("snapshot", key, event.store_id, {"state": "Destroying"})
+        case snapshot.SnapshotHidden():
+            yield "snapshot", key, {"state": "Destroyed"}
+            yield from copy("snapshot", key, event.store_id, {"state": "Hidden"})
+        case snapshot.SnapshotDeleted():
+            yield "snapshot", key, {"state": "Destroyed"}
+            yield from copy("snapshot", key, event.store_id, None)
+        case _:
+            pass

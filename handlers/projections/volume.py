@@ -1,0 +1,41 @@
+"""Volumes in the read tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from handlers.projections.columns import Change, owned
+from schema import volume
+
+TABLES = ("volume",)
+
+
+def fold(event: Any, at: str) -> Iterator[Change]:
+    """What an event changes."""
+    key = str(event.volume_id)
+    match event:
+        case volume.VolumeRequested():
+            yield "volume", key, {
+                "name": event.name, "zone_id": str(event.zone_id), "state": "Creating", "size": event.virtual_size,
+                "primary_id": str(event.primary.id), "hypervisor": event.hypervisor, "job_id": str(event.job_id),
+                "template_id": str(event.template_id) if event.template_id else None,
+                "snapshot_id": str(event.snapshot_id) if event.snapshot_id else None, "created": at,
+                **owned(event.owner)}
+        case volume.VolumeReady():
+            yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,
+                                  "physical_size": event.physical_size}
+        case volume.VolumeFailed():
+            yield "volume", key, {"state": "Failed", "error": event.failure.text}
+        case volume.VolumeRenamed():
+            yield "volume", key, {"name": event.name}
+        case volume.VolumeSnapshotStarted():
+            yield "volume", key, {"state": "Snapshotting"}
+        case volume.VolumeReleased():
+            yield "volume", key, {"state": "Ready"}
+        case volume.VolumeDeleteRequested():
+            yield "volume", key, {"state": "Expunging", "removed": at}
+        case volume.VolumeDeleted():
+            yield "volume", key, {"state": "Expunged"}
+        case _:
+            pass

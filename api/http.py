@@ -1,6 +1,6 @@
-"""HTTP: `/client/api` in CloudStack's envelopes, and the probes `/livez`, `/readyz` and `/metrics`.
+"""HTTP: `/client/api` in CloudStack's envelopes, JSON or XML, and the probes `/livez`, `/readyz` and `/metrics`.
 
-Owns the listener and what a request may be: who may send it (Host, Origin), how long it may be, how it is read.
+Owns the listener and what a request may be: who may send it (Host, Origin), and in which form it is answered.
 Refuses to know commands: all of that is the edge's. A listener without authentication, like CloudStack's integration port,
 belongs on loopback, where a web page in somebody's browser must not reach it.
 """
@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,30 +24,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.answers.system import VERSION
 from api.authentication import Authentication
 from api.edge import Answer, Edge, refusal
 from api.metrics import Metrics, ready
-from api.parameters import MAX_PARAMETERS
+from api.request import read_parameters
 from api.signature import Unauthorized, value_of
+from api.xml import XML_TYPE, rendered
 from schema.failure import BadParameter, Denied, Failed, Failure, Malformed
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 1 << 20
 JSON_TYPE = "application/json; charset=UTF-8"
-FORM = "application/x-www-form-urlencoded"
 MAX_CONNECTIONS = 512
 """Requests at once; more are answered 503 by the server."""
 CLOSE_S = 5.0
 CROSS_SITE = frozenset({"cross-site", "same-site"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class TooLarge(Malformed):
-    """The body passes the limit."""
-
-    code = 413
 
 
 class BadMethod(Malformed):
@@ -95,49 +89,6 @@ def _is_ours(host: str, *, loopback: bool) -> bool:
     return bool(name) and not loopback and "." not in name
 
 
-# --- reading a request ------------------------------------------------------------------------------------------------
-
-
-async def read_parameters(request: Request) -> dict[str, str]:
-    """Query string and form, the first value of each. Raises Malformed, TooLarge or BadParameter."""
-    pairs = _pairs(request.scope["query_string"])
-    if request.method == "POST":
-        body = await _body(request)
-        if body:
-            kind = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
-            if kind != FORM:
-                raise Malformed(f"{kind[:64]!r} cannot be read", field="Content-Type", remedy=f"send {FORM}")
-            pairs += _pairs(body)
-    if len(pairs) > MAX_PARAMETERS:
-        raise BadParameter(f"the request has {len(pairs)} parameters", field="command",
-                           remedy=f"at most {MAX_PARAMETERS} are allowed")
-    found: dict[str, str] = {}
-    for name, value in pairs:
-        found.setdefault(name, value)
-    return found
-
-
-async def _body(request: Request) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise TooLarge(f"the body is larger than {MAX_BODY} bytes", field="body")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _pairs(text: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict",
-                         max_num_fields=10 * MAX_PARAMETERS)
-    except UnicodeDecodeError:
-        raise Malformed("the parameters are not UTF-8 in percent encoding", field="command") from None
-    except ValueError:
-        raise BadParameter("the request has too many parameters", field="command",
-                           remedy=f"at most {MAX_PARAMETERS} are allowed") from None
-
-
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
@@ -149,8 +100,14 @@ def json_response(status: int, body: Mapping[str, Any], error: str = "") -> Resp
     return Response(json.dumps(body, ensure_ascii=False), status, headers, media_type=JSON_TYPE)
 
 
-def _answered(answer: Answer) -> Response:
-    return json_response(answer.status, answer.body, answer.error)
+def answered(answer: Answer, parameters: Mapping[str, str] | None = None) -> Response:
+    """The answer in the form that the parameters ask for: CloudStack's is XML unless they say response=json."""
+    response = json_response(answer.status, answer.body, answer.error)
+    if parameters is not None and value_of(parameters, "response").lower() != "json":
+        response.body = rendered(answer.body, VERSION).encode()
+        response.headers["content-type"] = XML_TYPE
+        response.headers["content-length"] = str(len(response.body))
+    return response
 
 
 async def authenticated(edge: Edge, authentication: Authentication, parameters: Mapping[str, str],
@@ -185,9 +142,9 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
         parameters: dict[str, str] = {}
         cookies: dict[str, str] = {}
         try:
+            await read_parameters(request, parameters)
             if request.method not in ("GET", "POST"):
                 raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET or POST")
-            parameters = await read_parameters(request)
             if authentication is None:
                 answer = await edge.call(parameters)
             else:
@@ -198,7 +155,7 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
         counted.answered(answer.command, answer.status, seconds)
         log.log(logging.INFO if answer.worth_a_line else logging.DEBUG, "answered", extra={
             "action": "answered", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
-        response = _answered(answer)
+        response = answered(answer, parameters)
         for name, value in cookies.items():
             response.set_cookie(name, value, path="/client", httponly=True, samesite="lax",
                                 secure=request.url.scheme == "https", max_age=None if value else 0)
@@ -222,7 +179,7 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
             except Failed as failed:
-                return _answered(refusal(failed.failure))
+                return answered(refusal(failed.failure))
 
         return check
 
@@ -234,7 +191,7 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
 
 
 async def _no_such_page(request: Request, error: Exception) -> Response:
-    return _answered(refusal(Failure(code=404, cscode=9999, cause="no such page", remedy="the API is at /client/api")))
+    return answered(refusal(Failure(code=404, cscode=9999, cause="no such page", remedy="the API is at /client/api")))
 
 
 # --- the listener -----------------------------------------------------------------------------------------------------
@@ -307,4 +264,4 @@ def _bind(host: str, port: int) -> socket.socket:
                            remedy="choose another with --api-port, 0 takes any free one") from None
 
 
-__all__ = ["HttpListener", "check_origin", "json_response", "make_app", "read_parameters"]
+__all__ = ["HttpListener", "answered", "check_origin", "json_response", "make_app"]

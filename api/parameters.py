@@ -44,9 +44,13 @@ def parse(parameters: Sequence[Parameter], raw: Mapping[str, str]) -> Parsed:
     plain: dict[str, tuple[str, str]] = {}
     maps: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
+    reserved: set[str] = set()
     for spelled, value in raw.items():
         name = spelled.lower()
         if name in RESERVED:
+            if name in reserved:
+                raise _twice(spelled)
+            reserved.add(name)
             continue
         base = re.split(r"[\[.]", name, maxsplit=1)[0]
         owner = known.get(base)
@@ -54,7 +58,9 @@ def parse(parameters: Sequence[Parameter], raw: Mapping[str, str]) -> Parsed:
             unknown.append(spelled)
         elif owner.type is Type.MAP:
             maps.setdefault(owner.name, {})[spelled] = value
-        elif owner.name not in plain:  # a parameter given twice: the first one counts
+        elif owner.name in plain:
+            raise _twice(spelled)
+        else:
             plain[owner.name] = (spelled, value)
     values: dict[str, Any] = {}
     for each in parameters:
@@ -67,6 +73,10 @@ def parse(parameters: Sequence[Parameter], raw: Mapping[str, str]) -> Parsed:
         if each.required and each.name not in values:
             raise BadParameter("missing", field=each.name, remedy=_suggestion(each, unknown))
     return Parsed(values, unknown)
+
+
+def _twice(spelled: str) -> BadParameter:
+    return BadParameter("given twice, perhaps under another of its names", field=_shown(spelled), remedy="give it once")
 
 
 def _suggestion(missing: Parameter, unknown: Iterable[str]) -> str:

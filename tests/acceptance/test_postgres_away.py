@@ -30,7 +30,7 @@ async def test_a_killed_database_is_a_clean_503_and_comes_back(place: Place) -> 
     seen: set[int] = set()
     async with aiohttp.ClientSession() as http:
         for _ in range(200):
-            async with http.get(f"{place.up.url}/client/api", params={"command": "listVolumes"}) as answer:
+            async with http.get(f"{place.up.url}/client/api", params={"command": "listVolumes", "response": "json"}) as answer:
                 seen.add(answer.status)
                 body = await answer.json(content_type=None)
             if answer.status == 200 and 503 in seen:

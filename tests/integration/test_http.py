@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
+from xml.etree import ElementTree
 
 import aiohttp
 import pytest
 
 from api.edge import Edge
-from api.http import MAX_BODY, HttpListener
+from api.http import HttpListener
+from api.request import MAX_BODY
 from bus.errors import AppendUnknown
 from bus.event_store import LogFilter
 from schema.failure import BadParameter
@@ -381,11 +383,46 @@ async def test_an_unexpected_error_tells_nothing(api: Api, monkeypatch: pytest.M
     assert error["errorcode"] == 530 and "canary" not in error["errortext"]
 
 
-async def test_get_works_and_query_goes_before_form(api: Api) -> None:
-    async with api.http.get(f"{api.url}/client/api?command=listZones&response=json") as answer:
+async def test_get_and_post_and_a_query_with_a_form(api: Api) -> None:
+    where = f"{api.url}/client/api"
+    async with api.http.get(f"{where}?COMMAND=listZones&Response=JSON") as answer:
         assert (await answer.json())["listzonesresponse"]["count"] == 1
-    async with api.http.post(f"{api.url}/client/api?command=listZones", data={"command": "nope"}) as answer:
+    async with api.http.post(f"{where}?response=json", data={"command": "listZones"}) as answer:
         assert (await answer.json())["listzonesresponse"]["count"] == 1
+    for form in ({"command": "listZones"}, {"Command": "listZones"}):  # which one was meant?
+        async with api.http.post(f"{where}?command=listZones&response=json", data=form) as answer:
+            [body] = (await answer.json()).values()
+            assert answer.status == body["errorcode"] == 431 and "given twice" in body["errortext"]
+
+
+async def test_what_is_not_asked_for_in_json_is_xml(cloud: Api) -> None:
+    """CloudStack's default, with the same envelopes: elements for fields, one for each item of a list."""
+    async def xml(**parameters: Any) -> tuple[int, ElementTree.Element]:
+        async with cloud.http.post(f"{cloud.url}/client/api", data=parameters) as answer:
+            assert answer.headers["Content-Type"] == "text/xml; charset=UTF-8"
+            text = await answer.text()
+            assert "X-Description" in answer.headers or answer.status == 200
+            return answer.status, ElementTree.fromstring(text)
+
+    odd = "a<b>&\"é\U0001f600]]>"
+    for name in (odd, "second"):
+        status, made = await xml(command="createVolume", name=name, size="1")
+        assert (status, made.tag) == (200, "createvolumeresponse")
+        await cloud.job(made.findtext("jobid", ""))
+    status, found = await xml(command="listVolumes")
+    assert (status, found.tag, found.get("cloud-stack-version"), found.findtext("count")) == (200, "listvolumesresponse", "4.22.0.0", "2")
+    assert [each.findtext("name") for each in found.findall("volume")] == [odd, "second"]
+    as_json = await cloud.ok("listVolumes")
+    for volume, element in zip(as_json["volume"], found.findall("volume"), strict=True):
+        assert {each.tag for each in element} == {key for key, value in volume.items() if value not in ([], None)}
+        assert element.findtext("size") == str(volume["size"])
+    assert [each.tag for each in (await xml(command="listVolumes", name="nobody"))[1]] == []
+    _, providers = await xml(command="listStorageProviders", type="image")
+    assert providers.find("dataStoreProvider/settings/properties/bucket/type") is not None
+    for command, root, code in (("createSnapshot", "createsnapshotresponse", 431), ("nope", "errorresponse", 432)):
+        status, refused = await xml(command=command)
+        assert (status, refused.tag, refused.findtext("errorcode")) == (code, root, str(code))
+        assert refused.findtext("errortext") and refused.findtext("cserrorcode")
 
 
 async def test_metrics_count_requests(api: Api) -> None:
@@ -425,8 +462,9 @@ async def test_odd_requests_are_refused_cleanly(api: Api) -> None:
             assert body["errorresponse"]["errorcode"] == answer.status
             return int(answer.status)
 
-    assert await code(api.http.put(where)) == 405
     assert await code(api.http.get(f"{api.url}/nope")) == 404
+    where += "?response=json"
+    assert await code(api.http.put(where)) == 405
     assert await code(api.http.post(where, json={"command": "listZones"})) == 430
     assert await code(api.http.post(where, data=io.BytesIO(b"a=" + b"x" * MAX_BODY), headers={
         "Content-Type": "application/x-www-form-urlencoded"})) == 413

@@ -97,6 +97,9 @@ def test_unknown_parameters_are_told_and_ignored() -> None:
     assert parsed.unknown == ["fancy", "name[0].key"]
 
 
-def test_of_a_parameter_given_twice_the_first_counts() -> None:
-    """Whatever its spelling."""
-    assert read(name="first", storename="second", NAME="third") == {"name": "first"}
+@pytest.mark.parametrize("twice", [{"storename": "second"}, {"NAME": "second"}, {"Command": "x", "command": "x"}])
+def test_a_parameter_given_twice_is_refused(twice: dict[str, str]) -> None:
+    """Whatever its spelling: nobody can tell which one was meant."""
+    with pytest.raises(BadParameter, match="twice") as refused:
+        read(name="first", **twice)
+    assert refused.value.failure.field in twice

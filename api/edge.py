@@ -76,6 +76,9 @@ class System(Protocol):
     async def job(self, job_id: UUID) -> dict[str, Any] | None:
         """A job's row with its progress; None when there is none."""
 
+    async def link(self, link_id: UUID) -> dict[str, Any] | None:
+        """A link's state, and its URL while it is good."""
+
     async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
         """The job's row once it has ended; None when the time is over."""
 

@@ -42,6 +42,9 @@ class Reads(Protocol):
     async def job(self, job_id: UUID) -> dict[str, Any] | None:
         """A job with its progress."""
 
+    async def link(self, link_id: UUID) -> dict[str, Any] | None:
+        """A link's state, and its URL while it is good: only for whoever may see that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:

@@ -23,7 +23,7 @@ OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account",
 THINGS: Mapping[str, tuple[str, Use]] = {
     "volumeid": ("volume", Use.CHANGE), "snapshotid": ("snapshot", Use.USE), "templateid": ("template", Use.USE),
     "jobid": ("job", Use.CHANGE), "domainid": ("domain", Use.CHANGE), "parentdomainid": ("domain", Use.CHANGE),
-    "projectid": ("project", Use.CHANGE),
+    "projectid": ("project", Use.CHANGE), "extractid": ("job", Use.CHANGE),
 }
 """Parameter -> the table of the thing that it names, and what is done with it unless the command says otherwise. `id` and
 `ids` name things of the command's own noun."""
@@ -91,7 +91,8 @@ class Ownership:
                     resource = Resource(owner=resource.owner, domain=True, role=TYPES.get(values["accounttype"], Role.ADMIN))
                 if resource is None or not authorize(principal, command, resource, use):
                     raise absent(table, each, parameter.name)
-                owner = owner or resource.owner
+                if use is Use.CHANGE:  # what is only used may be anybody's; the job is still the caller's
+                    owner = owner or resource.owner
         return owner or principal.owner
 
     async def member(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> UUID:

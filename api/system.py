@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,10 +18,14 @@ from bus.read_model import ReadModel
 from bus.sealing import refuse_password_in_url, sealed
 from bus.submission import submission, submit
 from bus.vault import Vault
+from handlers.link import evolve as evolve_link
+from handlers.link import stream as link_stream
 from handlers.projections import owned
 from handlers.projector import NAME as PROJECTOR
 from handlers.runtime import Runtime
+from schema.codec import decode
 from schema.identity import ROOT_OWNER, Owner
+from schema.link import LinkGiven
 from schema.message import Command
 from schema.motion import MotionPlan
 
@@ -102,6 +107,24 @@ class System:
                 "subject": None, "result": None,
                 **owned(Owner.model_validate(body.get("owner") or ROOT_OWNER.model_dump())),
                 "failure": None, "cancel_requested": False, "completed": None}
+
+    async def link(self, link_id: UUID) -> dict[str, Any] | None:
+        """A link by which bytes may be got: `state` (Asked, Given, NotGiven, Ended), `given`, `expires`, and its `url` while it
+        is good. A secret: the caller has seen to it that whoever asked may see it. None when there is none."""
+        rows = await self.store.read_stream(link_stream(link_id), limit=1000)
+        events = [decode(row.type, row.type_version, row.payload) for row in rows if row.kind == "event"]
+        state = None
+        for event in events:
+            state = evolve_link(state, event)  # type: ignore[arg-type] # rows of the kind event are events
+        if state is None:
+            return None
+        found: dict[str, Any] = {"state": state.status}
+        given = next((event for event in events if isinstance(event, LinkGiven)), None)
+        if given is not None and state.status == "Given":
+            found |= {"expires": given.expires_at.isoformat()}
+            if datetime.now(UTC) < given.expires_at:
+                found["url"] = self.vault.unseal(given.sealed_url, given.work_id)
+        return found
 
     async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
         """The job's row once it has ended, None when the time is over (the job goes on)."""

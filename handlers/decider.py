@@ -139,6 +139,8 @@ class Limits:
     max_image_bytes: int = 50 << 30
     max_virtual_size: int = 2000 << 30
     max_volume_gib: int = 2000
+    link_lifetime_s: int = 14_400
+    """Seconds for which a URL of an extraction is good, where nobody says so."""
     max_chain: int = 8
     """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
     account: Mapping[str, int] = field(default_factory=lambda: dict(ACCOUNT_LIMITS))

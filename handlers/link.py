@@ -18,6 +18,7 @@ from handlers.decider import Context, Flow, IllegalTransition, Step
 from schema.agent import LinkMade, MakeLink, RevokeLink
 from schema.codec import canonical
 from schema.failure import BadParameter, Failure, Unavailable
+from schema.image import StoreSpec
 from schema.link import EndLink, LinkAsked, LinkEnded, LinkGiven, LinkNotGiven, OpenLink
 from schema.message import Command, Event, Order
 from schema.scrub import owner_of
@@ -39,6 +40,7 @@ class LinkState:
     store_id: UUID
     object_key: str
     lifetime_s: int
+    revocable: bool = True
     name: str = ""
 
 
@@ -46,7 +48,8 @@ def evolve(state: LinkState | None, event: Event) -> LinkState:
     """The link after `event`."""
     match event:
         case LinkAsked() if state is None:
-            return LinkState(status="Asked", store_id=event.store_id, object_key=event.object_key, lifetime_s=event.lifetime_s)
+            return LinkState(status="Asked", store_id=event.store_id, object_key=event.object_key,
+                             lifetime_s=event.lifetime_s, revocable=event.revocable)
         case LinkGiven() if state is not None and state.status == "Asked":
             return replace(state, status="Given", name=event.name)
         case LinkNotGiven() if state is not None and state.status in ("Asked", "Given"):
@@ -80,6 +83,57 @@ def _revoke(context: Context, state: LinkState, work_id: UUID, attempt: int) -> 
         job_id=context.job_id, work_id=work_id, attempt=attempt, reply_key=context.command.key(context.job_id),
         agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id), store=store.spec,
         link_id=state.name)
+
+
+def ask(context: Context, link_id: UUID, store: StoreSpec, zone_id: UUID | None, object_key: str, *, lifetime_s: int,
+        revocable: bool = True, fields: tuple[str, str] = ("id", "lifetime")) -> None:
+    """Decide that a link to an object is wanted: a lifetime within bounds, a provider that can, a vault that will read the
+    answer. `fields`: what the caller calls the store and the lifetime. Raises BadParameter and Unavailable."""
+    if not 1 <= lifetime_s <= LONGEST_S:
+        raise BadParameter(f"{lifetime_s} s is no lifetime of a link", field=fields[1], remedy=f"give 1 to {LONGEST_S} s")
+    agent = placement.storage_agent(context.directory, store.provider, zone_id)
+    if not any(spec.name == store.provider and "presigned_get" in spec.capabilities
+               for spec in context.directory.agents[agent].providers):
+        raise BadParameter(f"the image store {store.name} gives no links: its provider {store.provider} lacks "
+                           "presigned_get", field=fields[0], remedy="copy the image to a store that has it, as s3 or swift")
+    if not context.vault_key:
+        raise Unavailable("no vault is here that could read the link's URL", field="vault_key",
+                          remedy="start the handlers with the vault's key")
+    context.count(image_store.residents(store.id), +1, otherwise=Unavailable(
+        "the image store is being deleted", field=fields[0], remedy="try again"))
+    context.emit(stream(link_id), LinkAsked(link_id=link_id, store_id=store.id, object_key=object_key, lifetime_s=lifetime_s,
+                                            revocable=revocable, job_id=context.job_id))
+
+
+def make(context: Context, link_id: UUID, work_id: UUID, attempt: int) -> Order:
+    """The order that makes a link that was asked for."""
+    state: LinkState = context.state(stream(link_id))
+    store = template.known_store(context, state.store_id)
+    return MakeLink(
+        job_id=context.job_id, work_id=work_id, attempt=attempt, reply_key=context.command.key(context.job_id),
+        agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id), store=store.spec,
+        key=state.object_key, lifetime_s=state.lifetime_s, revocable=state.revocable, seal_to=context.vault_key)
+
+
+def made(context: Context, link_id: UUID, result: Mapping[str, Any]) -> None:
+    """It is there, and its end is set."""
+    answer = LinkMade.model_validate(result)
+    state: LinkState = context.state(stream(link_id))
+    context.emit(stream(link_id), LinkGiven(
+        link_id=link_id, name=answer.link_id, expires_at=answer.expires_at, sealed_url=answer.sealed_url, work_id=answer.work_id))
+    context.out.timers.append(due_timer(link_id, state.lifetime_s + MARGIN_S))
+
+
+def unmake(context: Context, link_id: UUID, work_id: UUID, attempt: int) -> Order | None:
+    """The order that takes a link back."""
+    return _revoke(context, context.state(stream(link_id)), work_id, attempt)
+
+
+def not_given(context: Context, link_id: UUID, failure: Failure) -> None:
+    """Nothing of it remains but, where the agent died, what the store's next sweep removes."""
+    context.count(image_store.residents(context.state(stream(link_id)).store_id), -1)
+    context.out.clear_timers.append(timer_id(link_id))
+    context.emit(stream(link_id), LinkNotGiven(link_id=link_id, failure=failure))
 
 
 class OpenLinkFlow:
@@ -116,41 +170,17 @@ class OpenLinkFlow:
                                remedy="make a volume of the snapshot, and link to a full backup of that")
         if state.damage is not None:
             raise template.quarantine_refused(context, owner[0], command.store_id, state.damage)
-        if not 1 <= command.lifetime_s <= LONGEST_S:
-            raise BadParameter(f"{command.lifetime_s} s is no lifetime of a link", field="lifetime_s",
-                               remedy=f"give 1 to {LONGEST_S} s")
-        agent = placement.storage_agent(context.directory, store.spec.provider, store.zone_id)
-        if not any(spec.name == store.spec.provider and "presigned_get" in spec.capabilities
-                   for spec in context.directory.agents[agent].providers):
-            raise BadParameter(f"the image store {store.spec.name} gives no links: its provider {store.spec.provider} lacks "
-                               "presigned_get", field="store_id", remedy="copy the image to a store that has it, as s3 or swift")
-        if not context.vault_key:
-            raise Unavailable("no vault is here that could read the link's URL", field="vault_key",
-                              remedy="start the handlers with the vault's key")
-        context.count(image_store.residents(command.store_id), +1, otherwise=Unavailable(
-            "the image store is being deleted", field="store_id", remedy="try again"))
-        context.emit(stream(self._id(context.job_id)), LinkAsked(
-            link_id=self._id(context.job_id), store_id=command.store_id, object_key=command.object_key,
-            lifetime_s=command.lifetime_s, revocable=command.revocable, job_id=context.job_id))
+        ask(context, self._id(context.job_id), store.spec, store.zone_id, command.object_key, lifetime_s=command.lifetime_s,
+            revocable=command.revocable, fields=("store_id", "lifetime_s"))
 
     def _make(self, context: Context, work_id: UUID, attempt: int) -> Order:
-        command = context.command
-        assert isinstance(command, OpenLink)
-        store = template.known_store(context, command.store_id)
-        return MakeLink(
-            job_id=context.job_id, work_id=work_id, attempt=attempt, reply_key=command.key(context.job_id),
-            agent=placement.storage_agent(context.directory, store.spec.provider, store.zone_id), store=store.spec,
-            key=command.object_key, lifetime_s=command.lifetime_s, revocable=command.revocable, seal_to=context.vault_key)
+        return make(context, self._id(context.job_id), work_id, attempt)
 
     def _made(self, context: Context, result: Mapping[str, Any]) -> None:
-        made, link_id = LinkMade.model_validate(result), self._id(context.job_id)
-        state: LinkState = context.state(stream(link_id))
-        context.emit(stream(link_id), LinkGiven(
-            link_id=link_id, name=made.link_id, expires_at=made.expires_at, sealed_url=made.sealed_url, work_id=made.work_id))
-        context.out.timers.append(due_timer(link_id, state.lifetime_s + MARGIN_S))
+        made(context, self._id(context.job_id), result)
 
     def _unmake(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        return _revoke(context, context.state(stream(self._id(context.job_id))), work_id, attempt)
+        return unmake(context, self._id(context.job_id), work_id, attempt)
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The id by which it is ended; the URL is read from its event by whoever has the vault."""
@@ -158,10 +188,7 @@ class OpenLinkFlow:
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains but, where the agent died, what the store's next sweep removes."""
-        link_id = self._id(context.job_id)
-        context.count(image_store.residents(context.state(stream(link_id)).store_id), -1)
-        context.out.clear_timers.append(timer_id(link_id))
-        context.emit(stream(link_id), LinkNotGiven(link_id=link_id, failure=failure))
+        not_given(context, self._id(context.job_id), failure)
 
 
 class EndLinkFlow:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from handlers import identity, image_store, job, leftovers, link, scrub, snapshot, template, volume
+from handlers import identity, image_store, job, leftovers, link, scrub, snapshot, template, template_extract, volume
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS)
+                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {

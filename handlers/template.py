@@ -59,6 +59,7 @@ class TemplateState:
     store_id: UUID
     job_id: UUID
     owner: Owner = ROOT_OWNER
+    extractable: bool = False
     image: ImageRef | None = None
     counted: int = 0
     """Bytes by which it is counted on its store: reserved until it is Ready."""
@@ -74,7 +75,7 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
     if isinstance(event, TemplateRegistered):
         return TemplateState(status=status, id=event.template_id, name=event.name, format=event.format,
                              zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id, counted=event.reserved,
-                             owner=event.owner)
+                             owner=event.owner, extractable=event.is_extractable)
     assert state is not None
     if isinstance(event, TemplateReady):
         return replace(state, status=status, image=event.image, counted=event.counted)

@@ -39,6 +39,22 @@ class DeleteTemplate(Command, type="template.delete"):
         return f"template-{self.id}"
 
 
+class ExtractTemplate(Command, type="template.extract"):
+    """Give a URL, which ends and can be revoked, by which anyone may get a template's bytes."""
+
+    id: UUID
+    zone_id: UUID | None = None
+    """Whose copy; None: any that may be read."""
+    mode: str
+    """HTTP_DOWNLOAD"""
+    lifetime: int | None = None
+    """Seconds, 1 to 604800; None: the installation's."""
+
+    def key(self, job_id: UUID) -> str:
+        """The template."""
+        return f"template-{self.id}"
+
+
 class TemplateRegistered(Event, type="template.registered"):
     """It exists and its bytes are on the way."""
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from api import registry, responses
 from api.access import Principal
+from api.answers.extract import extract
 from api.listing import UNLIMITED, Listed, Lists, Special, page_of
 from api.registry import ApiCommand
 from api.responses.job import command_name, job
@@ -36,6 +37,8 @@ async def shown(lists: Lists, row: Mapping[str, Any], *, brief: bool = False) ->
     result = row.get("result") or {}
     item, thing_id = result.get("noun", ""), result.get("id", "")
     more = {registry.api_name(name): value for name, value in result.items() if name not in ("noun", "id")}
+    if row["status"] == "completed" and item == "extract":
+        return job(row, {"id": result["source"]} if brief else await extract(lists, row, result), result["of"])
     if row["status"] == "completed" and item == "scrub":  # it is told whole: no table has it
         return job(row, {"id": thing_id, **({} if brief else more)}, item)
     if row["status"] != "completed" or item not in responses.TABLES:

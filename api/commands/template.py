@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from api.access import Use
 from api.api_command import ID, IDS, NAME, OWNER, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.commands.extract import EXTRACT
 from schema.failure import BadParameter
-from schema.template import DeleteTemplate, RegisterTemplate
+from schema.template import DeleteTemplate, ExtractTemplate, RegisterTemplate
 
 TEMPLATE_FILTERS = ("featured", "self", "selfexecutable", "sharedexecutable", "shared", "executable", "community", "all")
 
@@ -46,4 +48,8 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="deleteTemplate", mode=Mode.ASYNC, noun="template", command=DeleteTemplate,
         parameters=derived(DeleteTemplate), related="listTemplates",
         description="Unregisters a template; the job ends when its bytes are gone."),
+    ApiCommand(
+        name="extractTemplate", mode=Mode.ASYNC, item="template", noun="template", command=ExtractTemplate,
+        parameters=derived(ExtractTemplate, texts=EXTRACT), uses={"id": Use.USE}, related="revokeExtractUrl",
+        description="Gives a URL by which anyone may get the template's bytes until it ends. The image store itself serves it."),
 )

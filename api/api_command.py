@@ -66,6 +66,8 @@ class Parameter:
     """`-1` is allowed and stands for every zone."""
     of_uuids: bool = False
     """A list whose items are UUIDs."""
+    keys_alone: bool = False
+    """A map whose entries may have a key without a value: it is empty then."""
 
 
 Prepare = Callable[[dict[str, Any], UUID], dict[str, Any]]
@@ -164,6 +166,7 @@ DESCRIPTIONS = {
     "bucket": "the bucket; it must exist", "s3signer": "the signer's type", "usehttps": "speak TLS",
     "connectiontimeout": "milliseconds", "maxerrorretry": "how often a request is tried again",
     "sockettimeout": "milliseconds", "connectionttl": "milliseconds", "usetcpkeepalive": "keep connections alive",
+    "tags": "only things with each of these tags: tags[0].key=K&tags[0].value=V",
 }
 LENGTHS = {"url": 2048, "endpoint": 2048, "displaytext": 4096, "details": 4096, "keyword": 255, "secretkey": 4096}
 JOB_ID = Parameter(name="customjobid", type=Type.UUID, description=DESCRIPTIONS["customjobid"])
@@ -175,10 +178,10 @@ ACCESS = (("account", Type.STRING), ("domainid", Type.UUID), ("projectid", Type.
 
 def parameter(name: str, type: Type = Type.STRING, *, required: bool = False,  # noqa: A002 - listApis' word
               aliases: tuple[str, ...] = (), choices: tuple[str, ...] = (), of_uuids: bool = False,
-              text: str = "") -> Parameter:
+              keys_alone: bool = False, text: str = "") -> Parameter:
     """A parameter that no message's field describes. `text`: its description, when its name has none yet."""
     return Parameter(name=name, type=type, required=required, description=text or describe(name), aliases=aliases,
-                     length=LENGTHS.get(name, 255), choices=choices, of_uuids=of_uuids)
+                     length=LENGTHS.get(name, 255), choices=choices, of_uuids=of_uuids, keys_alone=keys_alone)
 
 
 def describe(name: str) -> str:
@@ -226,7 +229,8 @@ ID = parameter("id", Type.UUID)
 IDS = parameter("ids", Type.LIST, of_uuids=True)
 NAME = parameter("name")
 ZONE = parameter("zoneid", Type.UUID)
+TAGS = parameter("tags", Type.MAP)
 """Parameters of nearly every list."""
 
-__all__ = ["ADMIN", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "OWNER", "ZONE", "ApiCommand", "Mode", "Parameter", "Prepare",
-           "Type", "api_name", "derived", "listing", "parameter"]
+__all__ = ["ADMIN", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "OWNER", "TAGS", "ZONE", "ApiCommand", "Mode", "Parameter",
+           "Prepare", "Type", "api_name", "derived", "listing", "parameter"]

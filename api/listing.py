@@ -126,6 +126,8 @@ class Lists:
             value = values.get(name)
             if value is not None:
                 where[column] = str(value) if isinstance(value, UUID) else value
+        if values.get("tags"):
+            where["tags"] = {"has": values["tags"]}
         if "provider" in where:
             where["provider"] = str(where["provider"]).lower()
         return where
@@ -147,7 +149,7 @@ class Lists:
             return Names()
         if table == "account":
             return Names(users=await self._users(rows))
-        if table in ("domain", "user", "project", "resource_limit"):
+        if table in ("domain", "user", "project", "resource_limit", "resource_tag"):
             return Names()
         zones = await self.table("zone")
         if table == "volume":

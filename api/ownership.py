@@ -17,22 +17,24 @@ from api.api_command import ApiCommand, Type
 from handlers.identity import TYPES
 from schema.failure import BadParameter, Denied, Unsupported
 from schema.identity import ROOT_OWNER, Owner, Role
+from schema.resource_tag import KINDS
 
-OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit"})
+OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit",
+                   "resource_tag"})
 """Read tables whose rows belong to accounts."""
 THINGS: Mapping[str, tuple[str, Use]] = {
     "volumeid": ("volume", Use.CHANGE), "snapshotid": ("snapshot", Use.USE), "templateid": ("template", Use.USE),
     "jobid": ("job", Use.CHANGE), "domainid": ("domain", Use.CHANGE), "parentdomainid": ("domain", Use.CHANGE),
-    "projectid": ("project", Use.CHANGE), "extractid": ("job", Use.CHANGE),
+    "projectid": ("project", Use.CHANGE), "extractid": ("job", Use.CHANGE), "resourceids": ("", Use.CHANGE),
 }
 """Parameter -> the table of the thing that it names, and what is done with it unless the command says otherwise. `id` and
-`ids` name things of the command's own noun."""
+`ids` name things of the command's own noun, `resourceids` those of the parameter `resourcetype`."""
 FREE = frozenset({"zoneid", "zoneids", "destzoneid", "destzoneids", "sourcezoneid", "storageid", "diskofferingid",
                   "serviceofferingid", "ostypeid", "customjobid"})
 """Parameters that name what belongs to nobody."""
 LISTS = {"volume": "listVolumes", "snapshot": "listSnapshots", "template": "listTemplates", "job": "listAsyncJobs",
          "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects",
-         "resource_limit": "listResourceLimits"}
+         "resource_limit": "listResourceLimits", "resource_tag": "listTags"}
 
 
 class Reads(Protocol):
@@ -85,6 +87,7 @@ class Ownership:
             if parameter.name in FREE:
                 continue
             table, use = self._thing(command, parameter.name)
+            table = table or KINDS[values["resourcetype"]]
             for each in value if isinstance(value, list) else [value]:
                 resource = await self._resource(table, each)
                 if resource is not None and "accounttype" in values:

@@ -187,6 +187,8 @@ def _map(parameter: Parameter, given: Mapping[str, str]) -> dict[str, str]:
     for index, slot in sorted(pairs.items(), key=lambda pair: int(pair[0])):
         if not slot.get("key"):
             raise Malformed("missing or empty", field=f"{parameter.name}[{index}].key")
+        if "value" not in slot and parameter.keys_alone:
+            slot["value"] = ""
         if "value" not in slot:
             raise Malformed("missing", field=f"{parameter.name}[{index}].value")
         check_text(parameter, slot["key"], f"{parameter.name}[{index}].key")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
-from api.commands import extract, identity, image_store, job, snapshot, system, template, volume
+from api.commands import extract, identity, image_store, job, resource_tag, snapshot, system, template, volume
 from schema.failure import Unsupported
 
 COMMANDS: tuple[ApiCommand, ...] = (
@@ -21,6 +21,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     *extract.COMMANDS,
     *system.COMMANDS,
     *identity.COMMANDS,
+    *resource_tag.COMMANDS,
 )
 """The commands, by noun. Nothing else lists them."""
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from handlers import identity, image_store, job, leftovers, link, scrub, snapshot, template, template_extract, volume
+from handlers import (
+    identity,
+    image_store,
+    job,
+    leftovers,
+    link,
+    resource_tag,
+    scrub,
+    snapshot,
+    template,
+    template_extract,
+    volume,
+)
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS)
+                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS | resource_tag.FLOWS)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
@@ -22,6 +34,7 @@ EVOLVE: dict[str, Evolve] = {
     "user": identity.evolve_user,
     "project": identity.evolve_project,
     "resource_limit": identity.evolve_limit,
+    "resource_tag": resource_tag.evolve,
     "scrub": scrub.evolve,
     "scrub_schedule": scrub.evolve_schedule,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api.api_command import ID, IDS, NAME, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
 
 COMMANDS: tuple[ApiCommand, ...] = (
@@ -12,7 +12,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         description="Takes a snapshot of a volume and backs it up to an image store."),
     ApiCommand(
         name="listSnapshots", mode=Mode.LIST, item="snapshot", noun="snapshot",
-        parameters=listing(ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), access=True),
+        parameters=listing(ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), TAGS, access=True),
         filters={"id": "id", "name": "name", "zoneid": "zone_id", "volumeid": "volume_id"},
         description="Lists snapshots."),
     ApiCommand(

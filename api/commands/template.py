@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from api.access import Use
-from api.api_command import ID, IDS, NAME, OWNER, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from api.commands.extract import EXTRACT
 from schema.failure import BadParameter
 from schema.template import DeleteTemplate, ExtractTemplate, RegisterTemplate
@@ -40,7 +40,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="listTemplates", mode=Mode.LIST, item="template", noun="template",
         parameters=listing(
             ID, IDS, NAME, ZONE, parameter("templatefilter", required=True, choices=TEMPLATE_FILTERS),
-            parameter("hypervisor"), parameter("isready", Type.BOOLEAN), parameter("showunique", Type.BOOLEAN),
+            parameter("hypervisor"), parameter("isready", Type.BOOLEAN), parameter("showunique", Type.BOOLEAN), TAGS,
             access=True),
         filters={"id": "id", "name": "name", "hypervisor": "hypervisor"},
         description="Lists templates: one row for each template and zone."),

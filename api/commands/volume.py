@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ID, IDS, NAME, OWNER, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
 
 
@@ -23,7 +23,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="listVolumes", mode=Mode.LIST, item="volume", noun="volume",
         parameters=listing(ID, IDS, NAME, ZONE, parameter("storageid", Type.UUID), parameter("state"),
-                           parameter("type", choices=("ROOT", "DATADISK")), access=True),
+                           parameter("type", choices=("ROOT", "DATADISK")), TAGS, access=True),
         filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state"},
         description="Lists volumes."),
     ApiCommand(

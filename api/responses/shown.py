@@ -84,6 +84,12 @@ def domain_names(path: str) -> dict[str, Any]:
     return {"domain": path.rstrip("/").rpartition("/")[2] or "ROOT", "domainpath": domain_path(path)}
 
 
+def tags(kind: str, row: Row) -> list[dict[str, Any]]:
+    """The tags of a thing, by name; each with whose it is, as CloudStack shows them."""
+    return [{"key": name, "value": value, "resourceid": row["id"], "resourcetype": kind, **owned(row)}
+            for name, value in sorted((row.get("tags") or {}).items())]
+
+
 def percent(progress: Row | None) -> int:
     """Percent of the bytes that the destination acknowledged; 99 at most, for only the job's end is 100."""
     if not progress or not progress.get("total"):

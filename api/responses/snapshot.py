@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.responses.shown import OWNED, Names, Row, Show, filled, name_of, owned, pending, when
+from api.responses.shown import OWNED, Names, Row, Show, filled, name_of, owned, pending, tags, when
 
 FIELDS: dict[str, dict[str, str]] = {
     "snapshot": {
@@ -31,7 +31,7 @@ def snapshot(row: Row, names: Names) -> dict[str, Any]:
         virtualsize=row.get("size"), revertable=False, zoneid=row["zone_id"],
         zonename=name_of(names.zones, row["zone_id"]), datastoreid=copy["store_id"] if copy else None,
         datastorename=store["name"] if store else None, datastorestate=copy["state"] if copy else None,
-        datastoretype="Image" if copy else None, tags=[], **pending(row))
+        datastoretype="Image" if copy else None, tags=tags("Snapshot", row), **pending(row))
 
 
 OBJECTS: dict[str, Show] = {"snapshot": snapshot}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.responses.shown import OWNED, PENDING, Names, Row, Show, filled, name_of, owned, pending, percent, when
+from api.responses.shown import OWNED, PENDING, Names, Row, Show, filled, name_of, owned, pending, percent, tags, when
 
 FIELDS: dict[str, dict[str, str]] = {
     "template": {
@@ -54,7 +54,7 @@ def template(row: Row, names: Names, zone_id: str | None = None) -> dict[str, An
         ostypeid=row["os_type_id"], templatetype="USER", status=template_status(row, names), size=row.get("size"),
         physicalsize=row.get("physical_size"), checksum=row["checksum"], url=row["url"], zoneid=zone,
         zonename=name_of(names.zones, zone), **owned(row), downloaddetails=copies, directdownload=False,
-        deployasis=False, tags=[], **pending(row))
+        deployasis=False, tags=tags("ISO" if row["format"] == "iso" else "Template", row), **pending(row))
 
 
 OBJECTS: dict[str, Show] = {"template": template}

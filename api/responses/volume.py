@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.responses.shown import OWNED, Names, Row, Show, filled, name_of, owned, pending, when
+from api.responses.shown import OWNED, Names, Row, Show, filled, name_of, owned, pending, tags, when
 
 FIELDS: dict[str, dict[str, str]] = {
     "volume": {
@@ -31,7 +31,7 @@ def volume(row: Row, names: Names) -> dict[str, Any]:
         templatedisplaytext=(source["display_text"] or source["name"]) if source else None,
         snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"), displayvolume=True,
         isextractable=True, destroyed=row["state"] in ("Expunging", "Expunged"), deleteprotection=False,
-        supportsstoragesnapshot=False, tags=[], **pending(row))
+        supportsstoragesnapshot=False, tags=tags("Volume", row), **pending(row))
 
 
 OBJECTS: dict[str, Show] = {"volume": volume}

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from bus.read_model import PostgresReadModel
-from tests.support.system import holds
+from tests.support.system import holds, resource_tags
 
 
 @pytest.fixture
@@ -68,15 +68,35 @@ FILTERS: list[dict[str, object]] = [
     {"account_id": {"in": ["1", "3", "it's"]}}, {"account_id": {"in": []}}, {"any": []}, {"all": []},
     {"any": [{"account_id": "1"}, {"domain_path": {"prefix": "/a/b/"}}]}, {"name": "v2", "any": [{"account_id": "1"}, {"account_id": "2"}]},
     {"all": [{"domain_path": {"prefix": "/a/"}}, {"any": [{"account_id": "2"}, {"account_id": "3"}]}]}, {"all": [{}, {"account_id": "2"}]},
-    {"name": "x' OR true --"}, {"account_id": {"in": ["x') OR true --", '{"}']}}, {"domain_path": {"prefix": "' OR ''='"}}]
+    {"name": "x' OR true --"}, {"account_id": {"in": ["x') OR true --", '{"}']}}, {"domain_path": {"prefix": "' OR ''='"}},
+    {"tags": {"has": {"a": "1"}}}, {"tags": {"has": {"a": "1", "b": "it's"}}}, {"tags": {"has": {"a": "2"}}}, {"tags": {"has": {"c": "'; --"}}}]
 
 
 @pytest.mark.parametrize("wanted", FILTERS, ids=str)
 async def test_conditions_mean_what_they_mean_in_memory(model: PostgresReadModel, reader: PostgresReadModel, wanted: dict[str, object]) -> None:
     """The double that other tests lean on, and SQL, choose the same rows; what is quoted stays text."""
-    rows = {f"v{number}": {"name": f"v{number}", "account_id": account, "domain_path": path} for number, (account, path) in enumerate(
-        [("1", "/"), ("2", "/a/"), ("3", "/a/b/"), ("1", "/ab/"), (None, None), ("it's", "/a%/")])}
+    rows = {f"v{number}": {"name": f"v{number}", "account_id": account, "domain_path": path, "tags": tags} for number, (account, path, tags) in enumerate(
+        [("1", "/", None), ("2", "/a/", {}), ("3", "/a/b/", {"a": "1", "b": "it's"}), ("1", "/ab/", {"a": "1"}), (None, None, {"b": "1"}),
+         ("it's", "/a%/", {"c": "'; --"})])}
     await model.apply([("volume", key, columns) for key, columns in rows.items()])
     found, total = await reader.rows("volume", wanted, order="id")
     expected = [key for key, columns in rows.items() if holds(columns, wanted)]
     assert [each["id"] for each in found] == expected and total == len(expected)
+
+
+async def test_the_tags_of_what_is_there_are_a_table(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    """What tests in memory call resource_tag is this view: the same rows with the same columns."""
+    rows = {"volume": {"v": {"state": "Ready", "tags": {"b": "2", "a": "1"}, "account_id": "1", "created": "2026-01-01T00:00:00+00:00"},
+                       "w": {"state": "Expunged", "tags": {"a": "1"}}, "x": {"state": "Ready"}},
+            "snapshot": {"s": {"state": "BackedUp", "tags": {"a": "1"}}, "d": {"state": "Destroyed", "tags": {"a": "1"}}},
+            "template": {"t": {"state": "Ready", "format": "qcow2", "tags": {"a": "1"}}, "i": {"state": "Ready", "format": "iso", "tags": {"": ""}},
+                         "f": {"state": "Failed", "format": "raw", "tags": {"a": "1"}}}}
+    await model.apply([(table, key, columns) for table, found in rows.items() for key, columns in found.items()])
+    with_ids = {table: {key: {**columns, "id": key} for key, columns in found.items()}
+                for table, found in rows.items()}
+    wanted = resource_tags(with_ids)
+    found, total = await reader.rows("resource_tag", order="id")
+    assert total == len(wanted) == 5
+    assert {each["id"]: each for each in found} == wanted
+    one, _ = await reader.rows("resource_tag", {"resource_id": "v", "name": "a"}, search="A")
+    assert [each["value"] for each in one] == ["1"]

@@ -37,6 +37,7 @@ class FoldedViews:
                     rows.pop(key, None)
                 else:
                     rows[key] = {**rows.get(key, {}), **columns, "id": key}
+        tables["resource_tag"] = resource_tags(tables)
         return tables
 
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
@@ -58,6 +59,20 @@ class FoldedViews:
         """Nothing."""
 
 
+def resource_tags(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """As the view read.resource_tag."""
+    found = {}
+    for table, kind in (("volume", "Volume"), ("snapshot", "Snapshot"), ("template", "Template")):
+        for row in tables.get(table, {}).values():
+            if row["state"] in ("Failed", "Error", "Expunged", "Destroyed", "Deleted"):
+                continue
+            for name, value in (row.get("tags") or {}).items():
+                found[f"{row['id']}/{name}"] = {
+                    **{column: row.get(column) for column in (*_OWNED, "created")}, "id": f"{row['id']}/{name}", "name": name,
+                    "value": value, "resource_type": "ISO" if row.get("format") == "iso" else kind, "resource_id": row["id"]}
+    return found
+
+
 def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """As read.conditions."""
     return all(_pair(row, name, value) for name, value in where.items())
@@ -69,6 +84,8 @@ def _pair(row: Mapping[str, Any], name: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         if "prefix" in value:
             return row.get(name) is not None and str(row[name]).startswith(value["prefix"])
+        if "has" in value:
+            return (row.get(name) or {}).items() >= value["has"].items()
         return row.get(name) in value["in"]
     return _equal(row.get(name), value)
 
@@ -92,6 +109,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "user": (*_COMMON, *_OWNED, "role", "password", "email", "first_name", "last_name", "timezone", "api_key", "secret_key"),
     "project": (*_COMMON, *_OWNED, "display_text", "admin_id"),
     "resource_limit": (*_COMMON, *_OWNED, "max"),
+    "resource_tag": (*_COMMON, *_OWNED, "value", "resource_type", "resource_id"),
     "project_account": (*_COMMON, "project_id", "account_id"),
     "template": (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
                  "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),

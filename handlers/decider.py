@@ -56,6 +56,9 @@ class Decision:
     timers: list[Timer] = field(default_factory=list)
     """Timers that are no job's."""
     clear_timers: list[str] = field(default_factory=list)
+    waits_s: float = 0.0
+    """The command cannot start yet: its job stays submitted, and is looked at again after so many seconds. What was emitted says
+    what it waits for."""
 
 
 @dataclass(slots=True, kw_only=True)

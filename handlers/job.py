@@ -138,6 +138,9 @@ class Engine:
         """Accept the command. Raises Refused when it cannot be."""
         context = self.context
         self.flow.start(context)
+        if context.out.waits_s:
+            context.out.set_timers.append((timer_id(context.job_id, "submitted"), context.out.waits_s))
+            return
         subject = next((s for s, _ in context.out.rows if s.startswith(self.flow.subject)), "")
         context.emit(self.stream, JobStarted(
             job_id=context.job_id, steps=[step.name for step in self.flow.steps], subject=subject))

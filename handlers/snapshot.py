@@ -1,7 +1,7 @@
-"""Snapshots: their states, and the flows that take, back up and delete them.
+"""Snapshots: their states, and the flows that take them and back them up.
 
 Rules kept here: take and backup are two steps; the volume is busy until both ended; a failed or cancelled one leaves
-nothing inside the disk and nothing in the store; one that is being read cannot be deleted.
+nothing inside the disk and nothing in the store.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from uuid import UUID
 
 from bus.submission import job_stream
-from handlers import capacity, chain, image_store, placement, planner, template, volume
+from handlers import capacity, chain, image_store, placement, planner, snapshot_stop, template, volume
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
-from schema.failure import BadParameter, Damage, Failure, InUse, Unavailable
+from schema.failure import BadParameter, Damage, Failure, Unavailable
 from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.image import DiskRef, ImageRef
@@ -26,9 +26,9 @@ from schema.motion import MotionPlan
 from schema.snapshot import (
     BackupSnapshot,
     CreateSnapshot,
-    DeleteSnapshot,
     SnapshotBackedUp,
     SnapshotBackupStarted,
+    SnapshotDeleteAwaited,
     SnapshotDeleted,
     SnapshotDeleteRequested,
     SnapshotFailed,
@@ -53,9 +53,15 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("CreatedOnPrimary", SnapshotFailed.TYPE): "Error",
     ("BackingUp", SnapshotFailed.TYPE): "Error",
     ("BackedUp", SnapshotFailed.TYPE): "Error",  # backed up before the cancel was seen, and taken back
+    ("CreatedOnPrimary", SnapshotDeleteRequested.TYPE): "Destroying",
+    ("Destroying", SnapshotOffPrimary.TYPE): "Destroying",
     ("BackedUp", SnapshotDeleteRequested.TYPE): "Destroying",
     ("Error", SnapshotDeleteRequested.TYPE): "Destroying",
     ("Destroying", SnapshotDeleted.TYPE): "Destroyed",
+    # a deletion that waits for the end of its job
+    ("Creating", SnapshotDeleteAwaited.TYPE): "Creating",
+    ("BackingUp", SnapshotDeleteAwaited.TYPE): "BackingUp",
+    ("BackedUp", SnapshotDeleteAwaited.TYPE): "BackedUp",
     # others that are built on it
     ("BackedUp", SnapshotLinked.TYPE): "BackedUp",
     ("BackedUp", SnapshotUnlinked.TYPE): "BackedUp",
@@ -98,6 +104,10 @@ class SnapshotState:
     """The snapshots that are deltas of it."""
     ending: UUID | None = None
     """The job that deletes it."""
+    working: UUID | None = None
+    """The job that takes it or backs it up, or did."""
+    awaited: UUID | None = None
+    """The deletion that waits for that job's end."""
     counted: int = 0
     """Bytes by which it is counted on its store: reserved until it is backed up."""
     damage: Damage | None = None
@@ -112,7 +122,7 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
     if isinstance(event, SnapshotRequested):
         return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
                              disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id,
-                             owner=event.owner)
+                             working=event.job_id, owner=event.owner)
     assert state is not None
     if isinstance(event, SnapshotTaken):
         return replace(state, status=status, on_primary=True, counted=event.reserved)
@@ -130,7 +140,9 @@ def _linked(state: SnapshotState, event: Event) -> SnapshotState:
     """What the event says about its place in a chain."""
     match event:
         case SnapshotBackupStarted():
-            return replace(state, parent=event.parent, depth=event.depth, reason=event.reason)
+            return replace(state, parent=event.parent, depth=event.depth, reason=event.reason, working=event.job_id)
+        case SnapshotDeleteAwaited():
+            return replace(state, awaited=event.job_id)
         case SnapshotLinked():
             return replace(state, children=state.children | {event.child_id})
         case SnapshotUnlinked():
@@ -263,6 +275,8 @@ class _Backup:
         context.emit(volume.stream(state.volume_id), VolumeReleased(
             volume_id=state.volume_id, snapshot_id=state.id, backing_up=backing_up,
             head=state.id if state.status == "BackedUp" else None))
+        if not backing_up:
+            snapshot_stop.wake(context, state)
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains, on the disk or in the store."""
@@ -400,83 +414,8 @@ class BackupFlow(_Backup):
         return result_of("snapshot", self.snapshot_id(context))
 
 
-class DeleteFlow:
-    """Delete a snapshot: its bytes too, and those of hidden ones that only it needed, unless another one needs them."""
-
-    subject, placed, cancellable = "snapshot", True, False
-
-    def __init__(self) -> None:
-        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
-
-    def streams(self, job_id: UUID, command: DeleteSnapshot) -> list[str]:
-        """The snapshot."""
-        return [stream(command.id)]
-
-    def follow(self, command: DeleteSnapshot, states: Mapping[str, Any]) -> list[str]:
-        """What it is built on."""
-        return chain.parents(states)
-
-    def _state(self, context: Context) -> SnapshotState:
-        command = context.command
-        assert isinstance(command, DeleteSnapshot)
-        state = context.state(stream(command.id))
-        if state is None or state.status == "Destroyed" or (state.status == "Hidden" and state.children):
-            raise BadParameter(f"no snapshot has the id {command.id}", field="id", remedy="listSnapshots shows them")
-        assert isinstance(state, SnapshotState)
-        return state
-
-    def start(self, context: Context) -> None:
-        """Backed up or failed, and read by nobody."""
-        state = self._state(context)
-        if state.status not in ("BackedUp", "Error", "Hidden") or state.on_primary:
-            raise BadParameter(f"the snapshot is {state.status} and its job has not ended", field="id",
-                               remedy=f"wait for its job to end, or cancelJob jobid={state.job_id}")
-        context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
-            "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
-        doomed = [state] if state.children else [state, *chain.hidden_above(context, state.id)]
-        for each in doomed:
-            context.emit(stream(each.id), SnapshotDeleteRequested(
-                snapshot_id=each.id, job_id=context.job_id, store_id=each.store_id if each.image else None))
-
-    def _doomed(self, context: Context) -> list[SnapshotState]:
-        """What this job deletes: deltas before what they are built on."""
-        state = self._state(context)
-        above = [each for each in chain.ancestors(context, state.id) if each.ending == context.job_id]
-        return [state, *(each for each in above if each.status == "Destroying")]
-
-    def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        state = self._state(context)
-        keys = [each.image.key for each in self._doomed(context) if each.image is not None]
-        if not keys or state.children:
-            return None
-        store = template.known_store(context, state.store_id)
-        return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, keys)
-
-    def finish(self, context: Context) -> dict[str, Any]:
-        """The store confirmed, or others need its bytes."""
-        state = self._state(context)
-        if state.children:
-            context.emit(stream(state.id), SnapshotHidden(snapshot_id=state.id, store_id=state.store_id))
-            return {"success": True}
-        doomed = self._doomed(context)
-        for each in doomed:
-            if each.image is not None:
-                context.count(image_store.residents(each.store_id), -1)
-                capacity.release(context, each.store_id, each.counted, arrived=True)
-            context.emit(stream(each.id), SnapshotDeleted(
-                snapshot_id=each.id, store_id=each.store_id if each.image else None))
-        last = doomed[-1]
-        if last.parent is not None:
-            chain.unlink(context, last.parent, last.id)
-        return {"success": True}
-
-    def fail(self, context: Context, failure: Failure) -> None:
-        """It stays Destroying; its bytes stay listed as pending."""
-
-
 FLOWS: dict[type[Command], Flow] = {
     CreateSnapshot: CreateFlow(),
     BackupSnapshot: BackupFlow(),
-    DeleteSnapshot: DeleteFlow(),
 }
-"""Every command about this noun, and what it leads to."""
+"""The commands that make one, and what they lead to; the others are in the files beside this one."""

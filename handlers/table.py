@@ -11,6 +11,7 @@ from handlers import (
     resource_tag,
     scrub,
     snapshot,
+    snapshot_delete,
     template,
     template_extract,
     volume,
@@ -19,7 +20,8 @@ from handlers.decider import Evolve, Flow
 from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS | resource_tag.FLOWS)
+                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS | resource_tag.FLOWS
+                                    | snapshot_delete.FLOWS)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {

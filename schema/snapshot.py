@@ -144,6 +144,14 @@ class SnapshotFailed(Event, type="snapshot.failed"):
     """The store that held its object; None when it has none."""
 
 
+class SnapshotDeleteAwaited(Event, type="snapshot.delete_awaited"):
+    """It is to be deleted as soon as the job that takes it or backs it up, and that is being stopped, has ended."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    """The deletion's."""
+
+
 class SnapshotDeleteRequested(Event, type="snapshot.delete_requested"):
     """It is being deleted (Destroying)."""
 

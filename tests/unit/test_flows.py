@@ -179,23 +179,6 @@ async def test_async_backup_ends_on_primary_and_a_second_job_backs_up() -> None:
         "snapshot.requested", "snapshot.taken", "snapshot.backup_started", "snapshot.backed_up", "snapshot.off_primary"]
 
 
-async def test_a_snapshot_is_not_deleted_before_its_job_has_ended() -> None:
-    cloud = await Cloud.start()
-    await store_of(cloud)
-    volume = await volume_of(cloud)
-    job = await cloud.send(CreateSnapshot(volume_id=volume))
-    for _ in range(2):  # taken, backed up; it still lies inside the disk
-        (order,) = await cloud.open_orders()
-        await cloud.complete(order)
-    early = await cloud.send(DeleteSnapshot(id=derive(job, "snapshot")))
-    assert await cloud.ends(early) == ["job.failed"]
-    await cloud.settle()
-    assert await cloud.ends(job) == ["job.completed"]
-    late = await cloud.send(DeleteSnapshot(id=derive(job, "snapshot")))
-    await cloud.settle()
-    assert await cloud.ends(late) == ["job.completed"]
-
-
 async def test_a_timer_sends_the_order_again_without_a_new_row() -> None:
     cloud = await Cloud.start()
     job = await cloud.send(CreateVolume(name="v", size=1))

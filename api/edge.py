@@ -53,10 +53,10 @@ class System(Protocol):
     def store(self) -> EventStore:
         """The log."""
 
-    async def precheck(self, command: Command, job_id: UUID) -> None:
-        """Raise what would refuse the command now."""
+    async def precheck(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
+        """Raise what would refuse the command now. `owner`: whose what it makes would be."""
 
-    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+    async def plan(self, command: Command, job_id: UUID, owner: Owner | None = None) -> list[tuple[str, MotionPlan]]:
         """(step, how its bytes would move), if the command came now."""
 
     async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
@@ -163,10 +163,10 @@ class Edge:
         parsed = parse(command.parameters, {name: value for name, value in raw.items() if name.lower() != "of"})
         _warn(command.name, parsed.unknown)
         parsed.values.pop("customjobid", None)
-        await self.ownership.check(command, parsed.values, principal)
+        owner = await self.ownership.check(command, parsed.values, principal)
         job_id = uuid4()
         message = command.build(parsed.values, job_id)
-        plans = await self.system.plan(await sealed(message, _placeholder, job_id=job_id), job_id)
+        plans = await self.system.plan(await sealed(message, _placeholder, job_id=job_id), job_id, owner)
         return [plan(step, planned) for step, planned in plans]
 
     # --- commands ---
@@ -187,7 +187,7 @@ class Edge:
         message = command.build(values, job_id)
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
         if known is None:
-            await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id)
+            await self.system.precheck(await sealed(message, _placeholder, job_id=job_id), job_id, owner)
             if owner != ROOT_OWNER and (command.mode is Mode.CREATE or command.listed):
                 await self._room(owner, command.noun)
         message = await self.system.seal_secrets(message, job_id)
@@ -198,7 +198,7 @@ class Edge:
         if command.mode is Mode.ASYNC:
             return {"jobid": str(job_id)}
         if command.mode is Mode.CREATE:
-            return {"id": str(derive(job_id, command.noun)), "jobid": str(job_id)}
+            return {"id": str(values.get("customid") or derive(job_id, command.noun)), "jobid": str(job_id)}
         if command.listed:
             return await self._appeared(command, message, job_id)
         return await self._ended(command, job_id)

@@ -100,16 +100,15 @@ class Lists:
 
     # --- tables ---
 
-    async def of_table(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
-        """The rows of the command's own table that match."""
-        page, where = page_of(values), self.where_of(command, values)
+    async def of_table(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal,
+                       more: Mapping[str, Any] | None = None) -> Listed:
+        """The rows of the command's own table that match, and `more` of a filter."""
+        page, where = page_of(values), {**self.where_of(command, values), **(more or {})}
         where |= await self.ownership.visible(command, values, principal)
         if command.noun in ("volume", "snapshot", "image_store"):
             where["removed"] = None
         if command.noun == "image_store":
             where["state"] = "Ready"
-        if values.get("type") == "ROOT":
-            return [], 0  # volumes are data disks: machines come later
         search = values.get("keyword") or ""
         if "ids" in values:
             found = await self.by_ids(command.noun, values, where, search)
@@ -154,7 +153,8 @@ class Lists:
         zones = await self.table("zone")
         if table == "volume":
             sources = await self.lookup("template", (row.get("template_id") for row in rows))
-            return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources)
+            chosen = await self.lookup("disk_offering", (row.get("disk_offering_id") for row in rows))
+            return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources, offerings=chosen)
         if table in ("template", "snapshot"):
             volumes = await self.lookup("volume", (row.get("volume_id") for row in rows))
             return Names(zones=zones, stores=await self.table("image_store"), volumes=volumes,

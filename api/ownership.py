@@ -32,6 +32,8 @@ THINGS: Mapping[str, tuple[str, Use]] = {
 FREE = frozenset({"zoneid", "zoneids", "destzoneid", "destzoneids", "sourcezoneid", "storageid", "diskofferingid",
                   "serviceofferingid", "ostypeid", "customjobid"})
 """Parameters that name what belongs to nobody."""
+ROOT_ONLY = frozenset({"customid", "displayvolume"})
+"""Parameters that only root admins may give, whatever they name."""
 LISTS = {"volume": "listVolumes", "snapshot": "listSnapshots", "template": "listTemplates", "job": "listAsyncJobs",
          "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects",
          "resource_limit": "listResourceLimits", "resource_tag": "listTags"}
@@ -82,11 +84,18 @@ class Ownership:
             value = values.get(parameter.name)
             if value is None or (command.for_account and parameter.name in ("account", "domainid", "projectid")):
                 continue
+            if parameter.name in ROOT_ONLY and principal.role is not Role.ADMIN:
+                raise Denied(f"only a root admin may give it to {command.name}", field=parameter.name, remedy="leave it out")
             if parameter.type is not Type.UUID and not parameter.of_uuids and parameter.name not in THINGS:
                 continue
-            if parameter.name in FREE:
+            if parameter.name in FREE or parameter.name in ROOT_ONLY:
                 continue
-            table, use = self._thing(command, parameter.name)
+            named = self._thing(command, parameter.name)
+            if named is None and principal.role is Role.ADMIN:
+                continue  # it belongs to nobody: a store, an offering
+            if named is None:
+                raise Denied(f"only a root admin may give it to {command.name}", field=parameter.name)
+            table, use = named
             table = table or KINDS[values["resourcetype"]]
             for each in value if isinstance(value, list) else [value]:
                 resource = await self._resource(table, each)
@@ -112,13 +121,13 @@ class Ownership:
                                remedy="listAccounts shows them")
         return UUID(rows[0]["id"])
 
-    def _thing(self, command: ApiCommand, name: str) -> tuple[str, Use]:
+    def _thing(self, command: ApiCommand, name: str) -> tuple[str, Use] | None:
         if name in ("id", "ids") and command.noun in OWNED:
             table, use = command.noun, Use.CHANGE if command.command is not None else Use.SEE
         elif name in THINGS:
             table, use = THINGS[name]
         else:
-            raise Denied(f"only a root admin may give it to {command.name}", field=name)
+            return None
         return table, command.uses.get(name, use)
 
     async def _resource(self, table: str, thing_id: Any) -> Resource | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
-from api.commands import extract, identity, image_store, job, resource_tag, snapshot, system, template, volume
+from api.commands import extract, identity, image_store, job, offering, resource_tag, snapshot, system, template, volume
 from schema.failure import Unsupported
 
 COMMANDS: tuple[ApiCommand, ...] = (
     *image_store.COMMANDS,
     *template.COMMANDS,
     *volume.COMMANDS,
+    *offering.COMMANDS,
     *snapshot.COMMANDS,
     *job.COMMANDS,
     *extract.COMMANDS,

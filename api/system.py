@@ -38,15 +38,15 @@ class System:
     def __init__(self, store: EventStore, runtime: Runtime, views: ReadModel, vault: Vault) -> None:
         self.store, self.runtime, self.views, self.vault = store, runtime, views, vault
 
-    async def precheck(self, command: Command, job_id: UUID) -> None:
+    async def precheck(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
         """Raise what would refuse the command now. Its real decision is made when it is handled."""
         refuse_password_in_url(command.model_dump(mode="json", exclude_none=True))
-        await self.runtime.precheck(command, job_id)
+        await self.runtime.precheck(command, job_id, owner)
 
-    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+    async def plan(self, command: Command, job_id: UUID, owner: Owner | None = None) -> list[tuple[str, MotionPlan]]:
         """(step, how its bytes would move), if the command came now. Raises what would refuse it."""
         refuse_password_in_url(command.model_dump(mode="json", exclude_none=True))
-        return await self.runtime.plan(command, job_id)
+        return await self.runtime.plan(command, job_id, owner)
 
     async def seal_secrets(self, command: Command, job_id: UUID) -> Command:
         """The command with clear secrets replaced by vault references."""

@@ -79,13 +79,15 @@ class Context:
     """What rests in the image stores: up to date for a flow that `Surveying` marks, else empty or old."""
     vault_key: str = ""
     """Base64 key to which an agent seals a secret that it makes; empty: no vault is here."""
+    asked_for: Owner | None = None
+    """Whose what it makes would be, where there is no job yet: a command that is only tried."""
     out: Decision = field(default_factory=Decision)
 
     @property
     def owner(self) -> Owner:
         """The account that what this job makes belongs to."""
         job = self.states.get(job_stream(self.job_id))
-        return (job.submitted.owner if job is not None else None) or ROOT_OWNER
+        return (job.submitted.owner if job is not None else self.asked_for) or ROOT_OWNER
 
     def new_id(self, role: str) -> UUID:
         """The id of the thing that plays `role` in this job: the same at each retry."""

@@ -1,4 +1,4 @@
-"""Founding: ROOT, its admin's account and its admin, written once in the life of an installation.
+"""Founding: ROOT, its admin's account, its admin and the first disk offerings, written once in the life of an installation.
 
 Owns those first facts. Refuses to give the admin keys: whoever has the vault does. Rule: each stream is written only while it
 does not exist, so any number of processes may start at once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from bus.errors import Conflict
 from bus.event_store import NO_STREAM, AppendRequest, NewRow
 from handlers.identity import ROOT_FACTS, ROOT_USER_FACT
+from handlers.offering import FOUNDED
 from handlers.runtime import Runtime
 from schema.codec import encode
 from schema.identity import ROOT_USER
@@ -17,7 +18,7 @@ from schema.ids import NAMESPACE, derive, stream
 
 async def found(runtime: Runtime) -> None:
     """Write what is not there yet. Raises StoreAway."""
-    for name, fact in (*ROOT_FACTS, (stream("user", ROOT_USER), ROOT_USER_FACT)):
+    for name, fact in (*ROOT_FACTS, (stream("user", ROOT_USER), ROOT_USER_FACT), *FOUNDED):
         if (await runtime.store.read_stream(name, limit=1)):
             continue
         row_id = derive(NAMESPACE, f"{runtime.installation}/{name}/0")

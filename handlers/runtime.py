@@ -113,25 +113,25 @@ class Runtime:
             raise _as_error(state.failure)
         return {"success": True}, position
 
-    async def precheck(self, command: Command, job_id: UUID) -> None:
+    async def precheck(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
         """Raise what would refuse the command now; nothing is written. The real decision comes later."""
-        await self._tried(command, job_id)
+        await self._tried(command, job_id, owner)
 
-    async def plan(self, command: Command, job_id: UUID) -> list[tuple[str, MotionPlan]]:
+    async def plan(self, command: Command, job_id: UUID, owner: Owner | None = None) -> list[tuple[str, MotionPlan]]:
         """(step, how its bytes would move) of the command, if it came now; nothing is written. Raises what would refuse it."""
-        context = await self._tried(command, job_id)
+        context = await self._tried(command, job_id, owner)
         steps = FLOWS[type(command)].steps if type(command) in FLOWS else ()
         plans = [(step.name, step.plan(context)) for step in steps]
         return [(name, plan) for name, plan in plans if plan is not None]
 
-    async def _tried(self, command: Command, job_id: UUID) -> Context:
+    async def _tried(self, command: Command, job_id: UUID, owner: Owner | None) -> Context:
         """What the command's start would decide, thrown away afterwards."""
         streams = await self._streams(job_id, command)
         self._forget(streams)  # nothing is appended here that would show a stale state
         await self.catch_up()
         await self._look_around(FLOWS.get(type(command)))
         states = {name: state for name, (_, state) in (await self._follow(command, streams, fresh=True)).items()}
-        context = self._context(job_id, command, states)
+        context = replace(self._context(job_id, command, states), asked_for=owner)
         if isinstance(command, CancelJob):
             self._cancel(context, command, JobSubmitted(
                 job_id=job_id, command=command.TYPE, body={}, key=command.key(job_id)), own=False)

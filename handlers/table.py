@@ -8,6 +8,7 @@ from handlers import (
     job,
     leftovers,
     link,
+    offering,
     resource_tag,
     scrub,
     snapshot,
@@ -19,9 +20,20 @@ from handlers import (
 from handlers.decider import Evolve, Flow
 from schema.message import Command
 
-FLOWS: dict[type[Command], Flow] = (image_store.FLOWS | template.FLOWS | volume.FLOWS | snapshot.FLOWS | scrub.FLOWS
-                                    | leftovers.FLOWS | link.FLOWS | identity.FLOWS | template_extract.FLOWS | resource_tag.FLOWS
-                                    | snapshot_delete.FLOWS)
+FLOWS: dict[type[Command], Flow] = (
+    image_store.FLOWS
+    | template.FLOWS
+    | volume.FLOWS
+    | offering.FLOWS
+    | snapshot.FLOWS
+    | scrub.FLOWS
+    | leftovers.FLOWS
+    | link.FLOWS
+    | identity.FLOWS
+    | template_extract.FLOWS
+    | resource_tag.FLOWS
+    | snapshot_delete.FLOWS
+)
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
@@ -31,6 +43,7 @@ EVOLVE: dict[str, Evolve] = {
     "volume": volume.evolve,
     "snapshot": snapshot.evolve,
     "link": link.evolve,
+    "disk_offering": offering.evolve,
     "domain": identity.evolve_domain,
     "account": identity.evolve_account,
     "user": identity.evolve_user,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, placement, planner, template
+from handlers import chain, offering, placement, planner, template
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -63,6 +63,7 @@ class VolumeState:
     primary: PrimarySpec
     job_id: UUID
     owner: Owner = ROOT_OWNER
+    offering: UUID | None = None
     size: int = 0
     """Bytes of the disk as a machine sees it; 0 until its source has said it."""
     disk: DiskRef | None = None
@@ -80,7 +81,7 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
     if isinstance(event, VolumeRequested):
         return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id,
                            primary=event.primary, job_id=event.job_id, owner=event.owner,
-                           size=event.virtual_size)
+                           size=event.virtual_size, offering=event.disk_offering_id)
     assert state is not None
     match event:
         case VolumeReady():
@@ -119,6 +120,11 @@ def idle(state: VolumeState, field: str = "id") -> None:
                            remedy="try again when it has ended")
 
 
+def made_by(job_id: UUID, command: CreateVolume) -> UUID:
+    """The id of the volume that a job makes."""
+    return command.custom_id or derive(job_id, "volume")
+
+
 class CreateFlow:
     """Make a disk: empty, from a template, or from a snapshot."""
 
@@ -129,7 +135,9 @@ class CreateFlow:
 
     def streams(self, job_id: UUID, command: CreateVolume) -> list[str]:
         """The new volume, and what it is made from."""
-        names = [stream(derive(job_id, "volume"))]
+        names = [stream(made_by(job_id, command))]
+        if (offering_id := offering.named(command.disk_offering_id)) is not None:
+            names.append(offering.stream(offering_id))
         if command.template_id is not None:
             names.append(template.stream(command.template_id))
         if command.snapshot_id is not None:
@@ -153,10 +161,14 @@ class CreateFlow:
         zone_id = placement.zone(context.directory, command.zone_id)
         source = self._source(context)
         self._sound(context, source)
-        size = self._size(context, command, source)
+        chosen = offering.chosen(context, offering.named(command.disk_offering_id), context.owner)
+        size = self._size(context, command, source, chosen)
+        least, most = offering.iops(chosen, command.min_iops, command.max_iops)
         primary, hypervisor = placement.primary(context.directory, zone_id)
         self._planned(context, primary)
-        volume_id = context.new_id("volume")
+        volume_id = made_by(context.job_id, command)
+        if context.state(stream(volume_id)) is not None:
+            raise BadParameter(f"the id {volume_id} is a volume's already", field="customid", remedy="leave it out")
         if source is not None:
             thing, thing_id, _ = source
             context.count(template.readers(thing, thing_id), +1, otherwise=BadParameter(
@@ -165,7 +177,8 @@ class CreateFlow:
         context.emit(stream(volume_id), VolumeRequested(
             volume_id=volume_id, name=command.name, zone_id=zone_id, primary=primary, virtual_size=size,
             template_id=command.template_id, snapshot_id=command.snapshot_id, hypervisor=hypervisor,
-            job_id=context.job_id, owner=context.owner))
+            job_id=context.job_id, owner=context.owner, disk_offering_id=chosen.id if chosen else None, min_iops=least,
+            max_iops=most, display=command.display_volume))
 
     def _source(self, context: Context) -> tuple[str, UUID, ImageRef] | None:
         command = context.command
@@ -197,20 +210,21 @@ class CreateFlow:
         if bad is not None and bad.damage is not None:
             raise template.quarantine_refused(context, thing, image.store_id, bad.damage)
 
-    def _size(self, context: Context, command: CreateVolume, source: tuple[str, UUID, ImageRef] | None) -> int:
-        if command.size is None:
+    def _size(self, context: Context, command: CreateVolume, source: tuple[str, UUID, ImageRef] | None,
+              chosen: offering.OfferingState | None) -> int:
+        size = offering.size_of(chosen, command.size, context.limits.max_volume_gib)
+        if size is None:
             if source is None:
-                raise BadParameter("missing", field="size", remedy="give size (GiB), templateid or snapshotid")
+                raise BadParameter("missing", field="size", remedy="give size (GiB), diskofferingid, templateid or snapshotid")
             return 0
-        if not 1 <= command.size <= context.limits.max_volume_gib:
-            raise BadParameter(f"{command.size} GiB is not 1 to {context.limits.max_volume_gib}", field="size")
-        if source is not None and command.size * GIB < source[2].virtual_size:
-            raise BadParameter(f"{command.size} GiB is less than the {source[0]}'s {source[2].virtual_size} bytes",
-                               field="size", remedy="leave it out, or give more")
-        return command.size * GIB
+        if source is not None and size * GIB < source[2].virtual_size:
+            raise BadParameter(f"{size} GiB is less than the {source[0]}'s {source[2].virtual_size} bytes",
+                               field="diskofferingid" if command.size is None else "size", remedy="leave it out, or give more")
+        return size * GIB
 
     def _state(self, context: Context) -> VolumeState:
-        state: VolumeState = context.state(stream(context.new_id("volume")))
+        assert isinstance(context.command, CreateVolume)
+        state: VolumeState = context.state(stream(made_by(context.job_id, context.command)))
         return state
 
     def _plan(self, context: Context) -> MotionPlan | None:
@@ -237,7 +251,7 @@ class CreateFlow:
         return CreateDisk(
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
             reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
-            virtual_size=self._size(context, command, source), image=image,
+            virtual_size=state.size, image=image,
             store=template.known_store(context, image.store_id).spec if image is not None else None,
             base=chain.images(context, command.snapshot_id) if command.snapshot_id is not None else [],
             motion=context.planned("create").strategy if image is not None else "direct")

@@ -3,12 +3,26 @@
 Importing this package defines every message, so the registry in `schema.message` is complete from then on.
 """
 
-from schema import agent, identity, image_store, job, link, motion, resource_tag, scrub, snapshot, template, volume, zone
+from schema import (
+    agent,
+    identity,
+    image_store,
+    job,
+    link,
+    motion,
+    offering,
+    resource_tag,
+    scrub,
+    snapshot,
+    template,
+    volume,
+    zone,
+)
 from schema.codec import canonical, decode, encode
 from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Report
 
 __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
-    "agent", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "motion", "resource_tag", "scrub",
-    "snapshot", "template", "volume", "zone",
+    "agent", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "motion", "offering", "resource_tag",
+    "scrub", "snapshot", "template", "volume", "zone",
 ]

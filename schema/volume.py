@@ -21,7 +21,13 @@ class CreateVolume(Command, type="volume.create"):
     snapshot_id: UUID | None = None
     template_id: UUID | None = None
     disk_offering_id: str | None = None
-    """Accepted for CloudStack's clients; offerings are not kept yet."""
+    """UUID of the disk offering; None or empty: the size is given, or its source's."""
+    min_iops: int | None = None
+    max_iops: int | None = None
+    display_volume: bool = True
+    """False: only root admins see it in lists."""
+    custom_id: UUID | None = None
+    """The volume's id; None: it is derived from the job's."""
 
 
 class UpdateVolume(Command, type="volume.update"):
@@ -59,6 +65,10 @@ class VolumeRequested(Event, type="volume.requested"):
     hypervisor: str = "KVM"
     job_id: UUID
     owner: Owner = ROOT_OWNER
+    disk_offering_id: UUID | None = None
+    min_iops: int | None = None
+    max_iops: int | None = None
+    display: bool = True
 
 
 class VolumeReady(Event, type="volume.ready"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -12,19 +13,28 @@ from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
 def _volume(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
     values.setdefault("name", f"volume-{job_id}")
     by_name = {each.name: each.field for each in derived(CreateVolume) if each.field}
+    if "diskofferingid" in values:
+        values["diskofferingid"] = str(values["diskofferingid"])
     return {by_name[name]: value for name, value in values.items() if name in by_name}
 
+
+CREATE = tuple(replace(each, type=Type.UUID) if each.name == "diskofferingid" else each
+               for each in derived(CreateVolume, optional=("name",)))
+"""The offering's id is text in the message, which is older than offerings."""
 
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="createVolume", mode=Mode.CREATE, item="volume", noun="volume", command=CreateVolume, prepare=_volume,
-        parameters=(*derived(CreateVolume, optional=("name",)), *OWNER), for_account=True, related="listVolumes",
-        description="Makes a volume: empty, from a template (extension) or from a snapshot."),
+        parameters=(*CREATE, *OWNER), for_account=True, related="listVolumes",
+        description="Makes a volume, at once: empty (by a disk offering, a size), from a snapshot or a template (extension)."),
     ApiCommand(
         name="listVolumes", mode=Mode.LIST, item="volume", noun="volume",
         parameters=listing(ID, IDS, NAME, ZONE, parameter("storageid", Type.UUID), parameter("state"),
-                           parameter("type", choices=("ROOT", "DATADISK")), TAGS, access=True),
-        filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state"},
+                           parameter("type", choices=("ROOT", "DATADISK")), parameter("diskofferingid", Type.UUID),
+                           parameter("displayvolume", Type.BOOLEAN), parameter("retrieveonlyresourcecount", Type.BOOLEAN, text=
+                                     "true: only the count"), TAGS, access=True),
+        filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state",
+                 "type": "type", "diskofferingid": "disk_offering_id", "displayvolume": "display"},
         description="Lists volumes."),
     ApiCommand(
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,

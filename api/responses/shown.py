@@ -33,6 +33,7 @@ class Names:
     stores: Mapping[str, Row] = field(default_factory=dict)
     volumes: Mapping[str, Row] = field(default_factory=dict)
     templates: Mapping[str, Row] = field(default_factory=dict)
+    offerings: Mapping[str, Row] = field(default_factory=dict)
     copies: Mapping[str, list[Row]] = field(default_factory=dict)
     """Thing's id -> its rows in the `*_store_ref` table."""
     progress: Mapping[str, Row] = field(default_factory=dict)

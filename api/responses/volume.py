@@ -12,7 +12,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "physicalsize": "long", "virtualsize": "long", "created": "date", "zoneid": "string", "zonename": "string",
         **OWNED, "storage": "string", "storageid": "string", "storagetype": "string",
         "provisioningtype": "string", "templateid": "string", "templatename": "string",
-        "templatedisplaytext": "string", "snapshotid": "string", "hypervisor": "string", "path": "string",
+        "templatedisplaytext": "string", "diskofferingid": "string", "diskofferingname": "string",
+        "diskofferingdisplaytext": "string", "miniops": "long", "maxiops": "long", "snapshotid": "string",
+        "hypervisor": "string", "path": "string",
         "displayvolume": "boolean", "isextractable": "boolean", "destroyed": "boolean", "deleteprotection": "boolean",
         "supportsstoragesnapshot": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer"},
 }
@@ -21,16 +23,20 @@ FIELDS: dict[str, dict[str, str]] = {
 def volume(row: Row, names: Names) -> dict[str, Any]:
     """A volume."""
     source = names.templates.get(row.get("template_id") or "")
+    chosen = names.offerings.get(row.get("disk_offering_id") or "")
     return filled(
-        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type="DATADISK", size=row["size"],
-        physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
+        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type=row.get("type") or "DATADISK",
+        size=row["size"], physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
         zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), **owned(row),
         storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"], storagetype="local",
         provisioningtype="thin", templateid=row.get("template_id"),
         templatename=source["name"] if source else None,
         templatedisplaytext=(source["display_text"] or source["name"]) if source else None,
-        snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"), displayvolume=True,
-        isextractable=True, destroyed=row["state"] in ("Expunging", "Expunged"), deleteprotection=False,
+        diskofferingid=row.get("disk_offering_id"), diskofferingname=chosen["name"] if chosen else None,
+        diskofferingdisplaytext=chosen["display_text"] if chosen else None, miniops=row.get("min_iops"),
+        maxiops=row.get("max_iops"), snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"),
+        displayvolume=row.get("display") is not False, isextractable=True,
+        destroyed=row["state"] in ("Destroy", "Expunging", "Expunged"), deleteprotection=bool(row.get("delete_protection")),
         supportsstoragesnapshot=False, tags=tags("Volume", row), **pending(row))
 
 

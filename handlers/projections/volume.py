@@ -21,6 +21,8 @@ def fold(event: Any, at: str) -> Iterator[Change]:
                 "primary_id": str(event.primary.id), "hypervisor": event.hypervisor, "job_id": str(event.job_id),
                 "template_id": str(event.template_id) if event.template_id else None,
                 "snapshot_id": str(event.snapshot_id) if event.snapshot_id else None, "created": at,
+                "disk_offering_id": str(event.disk_offering_id) if event.disk_offering_id else None, "type": "DATADISK",
+                "min_iops": event.min_iops, "max_iops": event.max_iops, "display": event.display, "delete_protection": False,
                 **owned(event.owner)}
         case volume.VolumeReady():
             yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,

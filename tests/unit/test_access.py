@@ -16,7 +16,7 @@ import pytest
 from api.access import SYSTEM, Principal, Resource, Use, authorize, reach, resource_of, resource_of_row
 from api.api_command import Type
 from api.edge import Answer, Edge
-from api.ownership import FREE, OWNED, THINGS
+from api.ownership import FREE, OWNED, ROOT_ONLY, THINGS
 from api.registry import COMMANDS, Mode, find
 from schema.identity import Owner, Role
 from tests.support.system import FakeSystem, holds
@@ -198,7 +198,7 @@ def test_every_parameter_that_names_a_thing_is_described(command: Any) -> None:
         return
     for parameter in command.parameters:
         if (parameter.type is Type.UUID or parameter.of_uuids) and command.name not in ("login",):
-            assert parameter.name in THINGS or parameter.name in FREE or (parameter.name in ("id", "ids") and command.noun in OWNED), (
+            assert parameter.name in {*THINGS, *FREE, *ROOT_ONLY} or (parameter.name in ("id", "ids") and command.noun in OWNED), (
                 f"say in api/ownership.py what {parameter.name} of {command.name} names")
 
 

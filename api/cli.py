@@ -55,6 +55,8 @@ Words = Annotated[list[str] | None, typer.Argument(
     metavar="[KEY=VALUE]...", help="Parameters; KEY=@FILE reads the value from a file.")]
 Text = str | None
 Number = int | None
+ApiUrl = Annotated[Text, typer.Option(help="Where the API is; unset: the profile's, or the installation's.")]
+ProfileName = Annotated[Text, typer.Option(help="A profile, as `storebus profile list` shows them.")]
 
 
 def _settings(**options: Any) -> Settings:
@@ -178,23 +180,23 @@ def call(command: Annotated[str, typer.Argument(help="CloudStack's name of it; l
          words: Words = None,
          wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end, with its progress.")] = False,
          timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 86400.0,
-         api_url: Annotated[Text, typer.Option(help="Where the API is; unset: the installation's.")] = None,
+         api_url: ApiUrl = None, profile: ProfileName = None,
          data_dir: DataDir = None, form: Form = None) -> None:
     """Call any API command by its CloudStack name. The exit status is the result."""
     from api import cli_call
 
-    _run(cli_call.call(command, words or [], form=_form(form), wait=wait, timeout_s=timeout, url=api_url,
+    _run(cli_call.call(command, words or [], form=_form(form), wait=wait, timeout_s=timeout, url=api_url, profile=profile,
                        data_dir=data_dir))
 
 
 @app.command()
 def plan(command: Annotated[str, typer.Argument(help="CloudStack's name of it.")], words: Words = None,
-         api_url: Annotated[Text, typer.Option(help="Where the API is; unset: the installation's.")] = None,
+         api_url: ApiUrl = None, profile: ProfileName = None,
          data_dir: DataDir = None, form: Form = None) -> None:
     """Explain how a command's bytes would move, why so, and what was refused. Nothing is done."""
     from api import cli_plan
 
-    _run(cli_plan.plan(command, words or [], form=_form(form), url=api_url, data_dir=data_dir))
+    _run(cli_plan.plan(command, words or [], form=_form(form), url=api_url, profile=profile, data_dir=data_dir))
 
 
 @app.command()
@@ -202,12 +204,13 @@ def scrub(store: Annotated[str, typer.Argument(help="The image store's id or nam
           share: Annotated[str, typer.Option(help="How much of it: 5% or 0.05.")] = "5%",
           wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exits 1 when something is bad.")] = False,
           timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 86400.0,
-          api_url: Annotated[Text, typer.Option(help="Where the API is; unset: the installation's.")] = None,
+          api_url: ApiUrl = None, profile: ProfileName = None,
           data_dir: DataDir = None, form: Form = None) -> None:
     """Read a share of an image store again and compare it with what was written; what is damaged is quarantined."""
     from api import cli_scrub
 
-    _run(cli_scrub.scrub(store, share, form=_form(form), wait=wait, timeout_s=timeout, url=api_url, data_dir=data_dir))
+    _run(cli_scrub.scrub(store, share, form=_form(form), wait=wait, timeout_s=timeout, url=api_url, profile=profile,
+                         data_dir=data_dir))
 
 
 @app.command()

@@ -7,27 +7,21 @@ failed or could not be asked. Refuses to check parameters: the API does that.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import aiohttp
+from uuid import uuid4
 
 from api import registry
-from api.cli_target import api_url, settings
-from api.first_keys import read_keys
+from api.cli_target import settings, target
+from api.client.calling import JOB
+from api.client.connection import Connection
+from api.client.job import Job
 from api.output import Format, JobProgress, Output
-from api.signature import sign
-from schema.failure import BadParameter, Failed, Malformed, Unavailable, Unsupported
+from schema.failure import BadParameter, Malformed, Unsupported
 
-POLL_S = (0.05, 1.0)
-"""The wait begins with the first and slows down to the second."""
-PATIENCE_S = 60.0
-"""How long the API may be away while a job is waited for."""
-SIGNED_FOR = timedelta(minutes=10)
-"""How long a signature counts."""
+PATIENCE_S = 1.0
+"""How long a request goes on when the API does not answer: a person would rather be told."""
 COLUMNS = {
     "imagestore": ("id", "name", "providername", "scope", "zonename", "url", "readonly"),
     "template": ("id", "name", "status", "format", "size", "physicalsize", "zonename"),
@@ -38,14 +32,6 @@ COLUMNS = {
     "dataStoreProvider": ("name", "type", "scope"),
 }
 """What a table shows of lists."""
-
-
-class Refusal(Failed):
-    """The API's own error object."""
-
-    def __init__(self, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("errortext", "refused without a reason")))
-        self.failure = self.failure.model_copy(update={"code": int(error.get("errorcode", 530))})
 
 
 def arguments(given: Iterable[str]) -> dict[str, str]:
@@ -68,39 +54,25 @@ def arguments(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
-class Client:
-    """The API over HTTP. `keys`: API key and secret key to sign with, where the API asks for it."""
+def prepared(command: str, parameters: Mapping[str, str]) -> tuple[dict[str, str], bool]:
+    """The parameters as they are sent, with a job's id where the command makes one; and whether they may be sent again when no
+    answer comes: with the id it is the same job."""
+    try:
+        known = registry.find(command)
+    except Unsupported:
+        return dict(parameters), False
+    if known.command is None:
+        return dict(parameters), known.name not in ("login", "logout")
+    if known.parameter(JOB) is None:
+        return dict(parameters), False
+    given = any(name.lower() == JOB for name in parameters)
+    return dict(parameters) if given else {**parameters, JOB: str(uuid4())}, True
 
-    def __init__(self, url: str, keys: tuple[str, str] | None = None) -> None:
-        self.url, self._keys = url, keys
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90, connect=10))
 
-    async def aclose(self) -> None:
-        """Let go of the connections."""
-        await self._http.close()
-
-    async def ask(self, command: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """The body below the envelope. Raises Refusal for the API's own errors, Unavailable when it does not answer."""
-        form = {**parameters, "command": command, "response": "json"}
-        if self._keys is not None and not any(name.lower() == "apikey" for name in form):
-            ends = (datetime.now(UTC) + SIGNED_FOR).strftime("%Y-%m-%dT%H:%M:%S+0000")
-            form |= {"apiKey": self._keys[0], "signatureVersion": "3", "expires": ends}
-            form["signature"] = sign(form, self._keys[1])
-        try:
-            async with self._http.post(f"{self.url}/client/api", data=form) as answer:
-                text = await answer.text()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Unavailable(f"the API at {self.url} does not answer: {error or type(error).__name__}", field="api-url",
-                              remedy="start it with `storebus up`, or say where it is with --api-url") from None
-        try:
-            [body] = json.loads(text).values()
-        except (ValueError, AttributeError):
-            raise Unavailable(f"{self.url} answers {answer.status}, not as a Storebus API", field="api-url",
-                              remedy="check --api-url") from None
-        assert isinstance(body, dict)
-        if "errorcode" in body:
-            raise Refusal(body)
-        return body
+async def connection(data_dir: Path | None, url: str | None, profile: str | None) -> Connection:
+    """The API that a command line means."""
+    found = await asyncio.to_thread(lambda: target(settings(data_dir=data_dir), url=url, profile=profile))
+    return Connection(found, patience_s=PATIENCE_S)
 
 
 def job_of(command: str, body: Mapping[str, Any]) -> str:
@@ -118,41 +90,37 @@ def job_of(command: str, body: Mapping[str, Any]) -> str:
 
 
 async def call(command: str, words: list[str], *, form: Format | None, wait: bool, timeout_s: float, url: str | None,
-               data_dir: Path | None) -> int:
+               profile: str | None, data_dir: Path | None) -> int:
     """Run it; the exit status."""
     parameters = await asyncio.to_thread(arguments, words)
     output = Output(form, stream=wait)
-    found = settings(data_dir=data_dir)
-    client = Client(await asyncio.to_thread(api_url, found, url), await asyncio.to_thread(read_keys, found.data_dir))
-    try:
-        body = await client.ask(command, parameters)
+    async with await connection(data_dir, url, profile) as client:
+        sent, repeat = prepared(command, parameters)
+        body = await client.ask(command, sent, repeat=repeat)
         job_id = job_of(command, body)
         if wait and job_id:
             return _told(await follow(client, command, job_id, output, timeout_s), output)
         _show(command, body, output)
         return 0
-    finally:
-        await client.aclose()
 
 
-async def follow(client: Client, command: str, job_id: str, output: Output, timeout_s: float) -> dict[str, Any]:
-    """The job that completed, its progress shown meanwhile. Raises Refusal when it did not, Unavailable when time is over."""
+async def follow(client: Connection, command: str, job_id: str, output: Output, timeout_s: float) -> dict[str, Any]:
+    """The job that completed, its progress shown meanwhile. Raises its failure when it did not, Unknown when time is over."""
+    job: Job[Any] = Job(client, job_id)
+    found: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(timeout_s):
-            with JobProgress(output, command) as progress:
-                job = await _ended(client, job_id, progress)
-    except TimeoutError:
-        raise Unavailable(f"job {job_id} has not ended after {timeout_s:g} s", field="timeout",
-                          remedy=f"it goes on: storebus call queryAsyncJobResult jobid={job_id}") from None
+        with JobProgress(output, command) as progress:
+            async for found in job.reports(timeout_s=timeout_s):
+                if found["jobstatus"] == 0:
+                    progress.update(found)
     except asyncio.CancelledError:
         output.say(f"job {job_id} goes on: storebus call queryAsyncJobResult jobid={job_id}; "
                    f"storebus call cancelJob jobid={job_id} stops it")
         raise
-    if job["jobstatus"] != 1:
-        if output.form is Format.JSONL:
-            output.object(job)
-        raise Refusal(job.get("jobresult") or {})
-    return job
+    if found["jobstatus"] != 1 and output.form is Format.JSONL:
+        output.object(found)
+    job.outcome(found)
+    return found
 
 
 def _told(job: Mapping[str, Any], output: Output) -> int:
@@ -164,28 +132,6 @@ def _told(job: Mapping[str, Any], output: Output) -> int:
     else:
         output.object(job if output.form is Format.JSONL else result)
     return 0
-
-
-async def _ended(client: Client, job_id: str, progress: JobProgress) -> dict[str, Any]:
-    """The job once it has ended. An API that is away for a while is waited for."""
-    pause, away_since = POLL_S[0], 0.0
-    clock = asyncio.get_running_loop().time
-    while True:
-        try:
-            job = await client.ask("queryAsyncJobResult", {"jobid": job_id})
-            away_since = 0.0
-        except (Unavailable, Refusal) as error:
-            if isinstance(error, Refusal) and error.failure.code != Unavailable.code:
-                raise
-            away_since = away_since or clock()
-            if clock() - away_since > PATIENCE_S:
-                raise
-        else:
-            if job["jobstatus"] != 0:
-                return job
-            progress.update(job)
-        await asyncio.sleep(pause)
-        pause = min(POLL_S[1], pause * 1.3)
 
 
 def _show(command: str, body: Mapping[str, Any], output: Output) -> None:
@@ -207,4 +153,4 @@ def _show(command: str, body: Mapping[str, Any], output: Output) -> None:
         output.object(body)
 
 
-__all__ = ["Client", "Refusal", "arguments", "call", "follow", "job_of"]
+__all__ = ["arguments", "call", "connection", "follow", "job_of", "prepared"]

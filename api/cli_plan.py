@@ -10,22 +10,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from api.cli_call import Client, arguments
-from api.cli_target import api_url, settings
+from api.cli_call import arguments, connection
 from api.output import Format, Output, size_text
 
 COLUMNS = ("step", "choice", "strategy", "from", "to", "agent", "bytes", "seconds", "why")
 
 
-async def plan(command: str, words: list[str], *, form: Format | None, url: str | None, data_dir: Path | None) -> int:
-    """Ask and print; the exit status. Raises Refusal with the API's words when the command cannot be."""
+async def plan(command: str, words: list[str], *, form: Format | None, url: str | None, profile: str | None,
+               data_dir: Path | None) -> int:
+    """Ask and print; the exit status. Raises what the API refuses the command with."""
     parameters = await asyncio.to_thread(arguments, words)
     output = Output(form)
-    client = Client(await asyncio.to_thread(api_url, settings(data_dir=data_dir), url))
-    try:
-        body = await client.ask("planCommand", {**parameters, "of": command})
-    finally:
-        await client.aclose()
+    async with await connection(data_dir, url, profile) as client:
+        body = await client.ask("planCommand", {**parameters, "of": command}, repeat=True)
     moves = body.get("plan", [])
     if output.form is not Format.TABLE:
         output.rows(moves)

@@ -6,14 +6,13 @@ handlers before this prints.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from api.cli_call import Client, follow
-from api.cli_target import api_url, settings
+from api.cli_call import connection, follow, prepared
+from api.client.connection import Connection
 from api.output import Format, Output, size_text
 from schema.failure import BadParameter, Damage
 
@@ -23,19 +22,17 @@ BAD = ("damaged", "missing", "unread")
 
 
 async def scrub(store: str, share: str, *, form: Format | None, wait: bool, timeout_s: float, url: str | None,
-                data_dir: Path | None) -> int:
-    """Ask for it and, with `wait`, print what was found; 1 when an object is damaged, missing or unreadable. Raises Refusal."""
+                profile: str | None, data_dir: Path | None) -> int:
+    """Ask for it and, with `wait`, print what was found; 1 when an object is damaged, missing or unreadable. Raises the API's
+    own error."""
     output = Output(form, stream=wait)
-    client = Client(await asyncio.to_thread(api_url, settings(data_dir=data_dir), url))
-    try:
-        store_id = await _store(client, store)
-        body = await client.ask("scrubImageStore", {"id": store_id, "share": share})
+    async with await connection(data_dir, url, profile) as client:
+        sent, repeat = prepared("scrubImageStore", {"id": await _store(client, store), "share": share})
+        body = await client.ask("scrubImageStore", sent, repeat=repeat)
         if not wait:
             output.object(body)
             return 0
         job = await follow(client, "scrubImageStore", body["jobid"], output, timeout_s)
-    finally:
-        await client.aclose()
     found = job["jobresult"]["scrub"]
     if output.form is Format.TABLE:
         lines = list(findings(found))
@@ -47,12 +44,12 @@ async def scrub(store: str, share: str, *, form: Format | None, wait: bool, time
     return 1 if any(found[name] for name in BAD) else 0
 
 
-async def _store(client: Client, given: str) -> str:
+async def _store(client: Connection, given: str) -> str:
     """The id of the store with this id or name. Raises BadParameter."""
     try:
         return str(UUID(given))
     except ValueError:
-        found = (await client.ask("listImageStores", {"name": given})).get("imagestore", [])
+        found = (await client.ask("listImageStores", {"name": given}, repeat=True)).get("imagestore", [])
     if not found:
         raise BadParameter(f"no image store is named {given[:64]!r}", field="store", remedy="storebus call listImageStores")
     return str(found[0]["id"])

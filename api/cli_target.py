@@ -7,12 +7,16 @@ of an installation are found. Refuses to run anything.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import SecretStr, ValidationError
 
+from api import profiles
+from api.client.connection import NOTHING, Target, base_url
+from api.first_keys import read_keys
 from api.settings import Settings
 from bus.installation import Installation, read_installation
 from schema.failure import BadParameter, Unavailable
@@ -63,6 +67,25 @@ def api_url(found: Settings, url: str | None = None) -> str:
     return f"http://{host}:{found.api_port}"
 
 
+def target(found: Settings, *, url: str | None = None, profile: str | None = None) -> Target:
+    """Which API is asked, and as whom: what was given; else a data directory that was chosen; else the profile in use; else the
+    installation of the default data directory. Keys of the environment come before a profile's and an installation's. Reads
+    files. Raises BadParameter."""
+    if url and profile:
+        raise BadParameter("give either a URL or a profile", field="profile", remedy="leave one of them out")
+    name = profile or found.profile
+    if not (url or name or "data_dir" in found.model_fields_set):
+        name = profiles.read(found.config_dir).use
+    if name and not url:
+        chosen = profiles.read(found.config_dir).get(name).target
+    else:
+        api_key, secret_key = read_keys(found.data_dir) or ("", "")
+        chosen = Target(url=base_url(api_url(found, url)), api_key=api_key, secret_key=SecretStr(secret_key))
+    if found.api_key or found.secret_key:
+        chosen = replace(chosen, api_key=found.api_key, secret_key=found.secret_key or NOTHING)
+    return chosen
+
+
 def masked(value: Any) -> Any:
     """A setting's value fit to be shown: of a URL everything but its secrets, of other secrets nothing."""
     if isinstance(value, Path):
@@ -93,4 +116,4 @@ def origins(options: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["api_url", "dsn", "given", "masked", "origins", "settings"]
+__all__ = ["api_url", "dsn", "given", "masked", "origins", "settings", "target"]

@@ -21,7 +21,7 @@ from api.listing import Lists
 from api.ownership import Ownership, absent, allowed
 from api.parameters import parse
 from api.registry import ApiCommand, Mode
-from api.responses.job import plan
+from api.responses.job import plan, told
 from bus.errors import AppendUnknown, StoreAway
 from bus.event_store import EventStore
 from bus.sealing import sealed
@@ -289,7 +289,8 @@ def _ended_badly(row: Mapping[str, Any]) -> JobFailed:
 def _refused(command: ApiCommand | None, failure: Failure) -> Answer:
     """An error's envelope; what is no command, or not supported, has its own key."""
     key = command.envelope if command is not None and failure.code != Unsupported.code else "errorresponse"
-    body = {"uuidList": [], "errorcode": failure.code, "cserrorcode": failure.cscode, "errortext": failure.text}
+    body = {"uuidList": [], "errorcode": failure.code, "cserrorcode": failure.cscode, "errortext": failure.text,
+            **told(failure)}
     return Answer(failure.code, {key: body}, command.name if command else "", failure.text)
 
 

@@ -5,6 +5,7 @@ Every field is `STOREBUS_<FIELD>`; the command line overrides it. `storebus conf
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,21 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bus.installation import default_data_dir
 
 
+def default_config_dir() -> Path:
+    """`$XDG_CONFIG_HOME/storebus`, or `~/.config/storebus`."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "storebus"
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(env_prefix="STOREBUS_", frozen=True, extra="ignore")
 
     data_dir: Path = Field(default_factory=default_data_dir, description="Where an embedded installation lives.")
+    config_dir: Path = Field(default_factory=default_config_dir, description="Where a person's profiles are kept.")
+    profile: str = Field("", description="The profile that the command line and the Python client mean; unset: the one in use.")
+    api_key: str = Field("", description="With secret_key: who the command line asks the API as, in place of a profile's keys.")
+    secret_key: SecretStr | None = Field(None, description="Of api_key; `storebus profile add` keeps it.")
     amqp_url: SecretStr | None = Field(None, description="RabbitMQ, amqp(s)://user:password@host:port/vhost; unset: memory.")
     database_url: SecretStr | None = Field(None, description="Postgres 15 to 18; unset: the embedded server in data_dir.")
     api_host: str = Field("127.0.0.1", description="Address of the HTTP listener; without identity it belongs on loopback.")

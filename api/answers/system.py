@@ -62,9 +62,14 @@ async def capabilities(lists: Lists, command: ApiCommand, values: dict[str, Any]
     return {command.item: await capability(lists)}
 
 
+def shown_as(command: ApiCommand) -> str:
+    """The key in FIELDS of what a command shows: the job itself stands where other answers have their object."""
+    return "asyncjobs" if command.name == "queryAsyncJobResult" else command.item
+
+
 def describe(command: ApiCommand) -> dict[str, Any]:
     """A command as listApis shows it."""
-    fields = FIELDS["asyncjobs" if command.name == "queryAsyncJobResult" else command.item]
+    fields = FIELDS[shown_as(command)]
     more = {"id": "string"} if command.mode == registry.Mode.CREATE else {}
     if command.is_async:
         more["jobid"] = "string"

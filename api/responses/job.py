@@ -6,6 +6,7 @@ from typing import Any
 
 from api.registry import BY_TYPE
 from api.responses.shown import OWNED, Row, filled, owned, percent, when
+from schema.failure import Failure
 from schema.motion import MotionPlan
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -52,12 +53,18 @@ def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[s
     elif status in ENDED:
         code = int(failure.get("code", 530))
         fields |= {"jobresultcode": code, "jobresulttype": "object",
-                   "jobresult": {"errorcode": code, "errortext": failure_text(failure)}}
+                   "jobresult": {"errorcode": code, "errortext": failure_text(failure), **told(Failure.model_validate(
+                       {"cause": "it failed", **failure}))}}
     elif failure:
         fields["trouble"] = failure_text(failure)
     if status not in ENDED and row.get("progress"):
         fields["progress"] = {name: row["progress"][name] for name in PROGRESS if row["progress"].get(name) is not None}
     return fields
+
+
+def told(failure: Failure) -> dict[str, Any]:
+    """A failure's parts beside its text (extension), for clients that take it to pieces."""
+    return filled(field=failure.field, cause=failure.cause, remedy=failure.remedy, definite=failure.definite)
 
 
 def failure_text(failure: Row) -> str:

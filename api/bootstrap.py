@@ -60,6 +60,7 @@ class Parts:
         """A runtime over the shared store."""
         limits = Limits(max_image_bytes=self.settings.max_image_bytes, max_virtual_size=self.settings.max_virtual_size,
                         max_volume_gib=self.settings.max_volume_gib, max_chain=self.settings.snapshot_chain,
+                        volume_expunge_delay_s=self.settings.volume_expunge_delay_s,
                         link_lifetime_s=self.settings.extract_lifetime_s,
                         compression=self.settings.snapshot_compression.removeprefix("none"))
         return Runtime(self.store, self.transport, installation=self.installation, token=self.token, limits=limits,

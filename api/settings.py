@@ -56,6 +56,8 @@ class Settings(BaseSettings):
                                 "them (CloudStack's snapshot.delta.max); 1: every backup is full.")
     snapshot_compression: Literal["none", "zstd"] = Field("none", description="How full backups are compressed on the way to "
                                                           "their store; the KVM agent's host needs the extra zstd.")
+    volume_expunge_delay_s: int = Field(86_400, ge=0, description="Seconds for which a destroyed volume can be recovered; then "
+                                        "it is expunged (CloudStack's storage.cleanup.delay).")
     extract_lifetime_s: int = Field(14_400, ge=1, le=604_800, description="Seconds for which the URL of an extraction is good, "
                                     "unless the caller says so (CloudStack's extract.url.expiration.interval).")
     scrub_every: str = Field("", description="How often every image store is scrubbed by itself, e.g. 1d, 12h, 30m; "

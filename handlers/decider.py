@@ -144,6 +144,8 @@ class Limits:
     max_image_bytes: int = 50 << 30
     max_virtual_size: int = 2000 << 30
     max_volume_gib: int = 2000
+    volume_expunge_delay_s: int = 86_400
+    """Seconds for which a destroyed volume can be recovered."""
     link_lifetime_s: int = 14_400
     """Seconds for which a URL of an extraction is good, where nobody says so."""
     max_chain: int = 8

@@ -23,7 +23,7 @@ from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
-from handlers import capacity, link, scrub, survey
+from handlers import capacity, later, link, scrub, survey
 from handlers.agent import announce
 from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
 from handlers.directory import PATTERNS, Directory
@@ -82,6 +82,8 @@ class Runtime:
                 await self._scrub_due(UUID(body["store_id"]), body["run"])
             elif envelope.type == link.TIMER:
                 await self._link_due(UUID(body["link_id"]))
+            elif envelope.type == later.TIMER:
+                await later.fire(self, body)
             else:
                 await self._timer(UUID(body["job_id"]))
             return
@@ -112,6 +114,12 @@ class Runtime:
         if state.failure is not None:
             raise _as_error(state.failure)
         return {"success": True}, position
+
+    async def begin(self, command: Command, job_id: UUID) -> None:
+        """Begin a job as the installation itself, by what the log says now. Begun or ended, it is that job still."""
+        self._forget(await self._streams(job_id, command))
+        await self._command(submitted(command, job_id=job_id), logged=False, envelope=Envelope(
+            id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
 
     async def precheck(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
         """Raise what would refuse the command now; nothing is written. The real decision comes later."""

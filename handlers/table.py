@@ -16,6 +16,7 @@ from handlers import (
     template,
     template_extract,
     volume,
+    volume_destroy,
 )
 from handlers.decider import Evolve, Flow
 from schema.message import Command
@@ -24,6 +25,7 @@ FLOWS: dict[type[Command], Flow] = (
     image_store.FLOWS
     | template.FLOWS
     | volume.FLOWS
+    | volume_destroy.FLOWS
     | offering.FLOWS
     | snapshot.FLOWS
     | scrub.FLOWS

@@ -1,4 +1,4 @@
-"""Volumes: their states, and the flows that make, rename and delete them.
+"""Volumes: their states, and the flows that make and change them. Their end is in `volume_destroy`.
 
 Rules kept here: a second job on a busy volume is refused at once; an image that is read for a volume cannot be deleted
 meanwhile; a volume from a snapshot names its zone.
@@ -24,16 +24,18 @@ from schema.message import Command, Event, Order
 from schema.motion import MotionPlan
 from schema.volume import (
     CreateVolume,
-    DeleteVolume,
     UpdateVolume,
     VolumeDeleted,
     VolumeDeleteRequested,
+    VolumeDestroyed,
     VolumeFailed,
     VolumeReady,
+    VolumeRecovered,
     VolumeReleased,
     VolumeRenamed,
     VolumeRequested,
     VolumeSnapshotStarted,
+    VolumeUpdated,
 )
 
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -45,6 +47,11 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Ready", VolumeSnapshotStarted.TYPE): "Snapshotting",
     ("Snapshotting", VolumeReleased.TYPE): "Ready",
     ("Ready", VolumeReleased.TYPE): "Ready",
+    ("Ready", VolumeUpdated.TYPE): "Ready",
+    ("Snapshotting", VolumeUpdated.TYPE): "Snapshotting",
+    ("Ready", VolumeDestroyed.TYPE): "Destroy",
+    ("Destroy", VolumeRecovered.TYPE): "Ready",
+    ("Destroy", VolumeDeleteRequested.TYPE): "Expunging",
     ("Ready", VolumeDeleteRequested.TYPE): "Expunging",
     ("Failed", VolumeDeleteRequested.TYPE): "Expunging",
     ("Expunging", VolumeDeleted.TYPE): "Expunged",
@@ -69,6 +76,10 @@ class VolumeState:
     disk: DiskRef | None = None
     busy: UUID | None = None
     """The snapshot that is being taken or backed up."""
+    protected: bool = False
+    """It is neither destroyed nor deleted."""
+    destroyed_by: UUID | None = None
+    """The job that destroyed it last."""
     head: UUID | None = None
     """The snapshot backed up last: the disk records what changes since."""
 
@@ -88,6 +99,11 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
             return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
         case VolumeRenamed():
             return replace(state, status=status, name=event.name)
+        case VolumeUpdated():
+            return replace(state, status=status, protected=state.protected if event.delete_protection is None
+                           else event.delete_protection)
+        case VolumeDestroyed():
+            return replace(state, status=status, destroyed_by=event.job_id)
         case VolumeSnapshotStarted():
             return replace(state, status=status, busy=event.snapshot_id)
         case VolumeReleased():
@@ -293,7 +309,7 @@ class CreateFlow:
 
 
 class UpdateFlow:
-    """Rename."""
+    """Rename, protect, show or hide."""
 
     subject, placed, cancellable = "volume", False, False
     steps: tuple[Step, ...] = ()
@@ -303,15 +319,24 @@ class UpdateFlow:
         return [stream(command.id)]
 
     def start(self, context: Context) -> None:
-        """A volume that is there."""
+        """A volume that is there, and something new."""
         command = context.command
         assert isinstance(command, UpdateVolume)
         state = known(context, command.id)
-        if not command.name or len(command.name) > 255:
+        if command.custom_id not in (None, command.id):
+            raise BadParameter("an id is for ever: the log knows the volume by it", field="customid",
+                               remedy="give customid to createVolume")
+        shown = (command.display_volume, command.delete_protection)
+        if command.name is None and shown == (None, None):
+            raise BadParameter("nothing to change", field="name", remedy="give name, deleteprotection or displayvolume")
+        if command.name is not None and not 1 <= len(command.name) <= 255:
             raise BadParameter("must have 1 to 255 characters", field="name")
-        if (state.status, VolumeRenamed.TYPE) not in TRANSITIONS:
+        if (state.status, VolumeUpdated.TYPE) not in TRANSITIONS:
             raise BadParameter(f"the volume is {state.status}", field="id", remedy="wait for its job to end")
-        context.emit(stream(command.id), VolumeRenamed(volume_id=command.id, name=command.name))
+        if command.name is not None:
+            context.emit(stream(command.id), VolumeRenamed(volume_id=command.id, name=command.name))
+        if shown != (None, None):
+            context.emit(stream(command.id), VolumeUpdated(volume_id=command.id, display=shown[0], delete_protection=shown[1]))
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The volume."""
@@ -323,53 +348,8 @@ class UpdateFlow:
         """Never reached: there is nothing to wait for."""
 
 
-class DeleteFlow:
-    """Delete a volume and its bytes."""
-
-    subject, placed, cancellable = "volume", False, False
-
-    def __init__(self) -> None:
-        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
-
-    def streams(self, job_id: UUID, command: DeleteVolume) -> list[str]:
-        """The volume."""
-        return [stream(command.id)]
-
-    def _state(self, context: Context) -> VolumeState:
-        command = context.command
-        assert isinstance(command, DeleteVolume)
-        return known(context, command.id)
-
-    def start(self, context: Context) -> None:
-        """Ready and idle, or failed."""
-        state = self._state(context)
-        if state.status != "Failed":
-            idle(state)
-        context.emit(stream(state.id), VolumeDeleteRequested(volume_id=state.id, job_id=context.job_id))
-
-    def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        state = self._state(context)
-        if state.disk is None:
-            return None
-        return DeleteDisk(job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
-                          reply_key=context.command.key(context.job_id), primary=state.primary, volume_id=state.id,
-                          path=state.disk.path)
-
-    def finish(self, context: Context) -> dict[str, Any]:
-        """Its bytes are gone."""
-        state = self._state(context)
-        if state.disk is not None:
-            context.count(f"primary_store/{state.primary.id}/volumes", -1)
-        context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
-        return {"success": True}
-
-    def fail(self, context: Context, failure: Failure) -> None:
-        """It stays Expunging."""
-
-
 FLOWS: dict[type[Command], Flow] = {
     CreateVolume: CreateFlow(),
     UpdateVolume: UpdateFlow(),
-    DeleteVolume: DeleteFlow(),
 }
 """Every command about this noun, and what it leads to."""

@@ -31,10 +31,15 @@ class CreateVolume(Command, type="volume.create"):
 
 
 class UpdateVolume(Command, type="volume.update"):
-    """Rename a volume."""
+    """Rename, protect, show or hide a volume: what is not None is new."""
 
     id: UUID
-    name: str
+    name: str | None = None
+    display_volume: bool | None = None
+    delete_protection: bool | None = None
+    """True: it is neither destroyed nor deleted."""
+    custom_id: UUID | None = None
+    """Nothing but its own id: ids are for ever."""
 
     def key(self, job_id: UUID) -> str:
         """The volume."""
@@ -43,6 +48,39 @@ class UpdateVolume(Command, type="volume.update"):
 
 class DeleteVolume(Command, type="volume.delete"):
     """Delete a volume and its bytes."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
+class DestroyVolume(Command, type="volume.destroy"):
+    """Destroy a volume: it can be recovered for a while. With expunge it is deleted at once."""
+
+    id: UUID
+    expunge: bool = False
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
+class ExpungeVolume(Command, type="volume.expunge"):
+    """The time of a destroyed volume has come."""
+
+    id: UUID
+    destroyed_by: UUID
+    """The job that destroyed it: a later destruction has its own time."""
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
+class RecoverVolume(Command, type="volume.recover"):
+    """Make a destroyed volume Ready again."""
 
     id: UUID
 
@@ -91,6 +129,29 @@ class VolumeRenamed(Event, type="volume.renamed"):
 
     volume_id: UUID
     name: str
+
+
+class VolumeUpdated(Event, type="volume.updated"):
+    """What is not None is new."""
+
+    volume_id: UUID
+    display: bool | None = None
+    delete_protection: bool | None = None
+
+
+class VolumeDestroyed(Event, type="volume.destroyed"):
+    """It is not in use any more, and can be recovered (state Destroy)."""
+
+    volume_id: UUID
+    job_id: UUID
+    expunge_after_s: int
+    """Seconds from then on after which it is expunged."""
+
+
+class VolumeRecovered(Event, type="volume.recovered"):
+    """It is Ready again."""
+
+    volume_id: UUID
 
 
 class VolumeSnapshotStarted(Event, type="volume.snapshot_started"):

@@ -53,7 +53,7 @@ async def capability(lists: Lists) -> dict[str, Any]:
         "userpublictemplateenabled": True, "supportELB": "false", "projectinviterequired": False,
         "allowusercreateprojects": False, "customdiskofferingminsize": 1, "customdiskofferingmaxsize": 2000,
         "regionsecondaryenabled": bool(stores), "kvmsnapshotenabled": True, "allowuserviewdestroyedvm": False,
-        "allowuserexpungerecovervm": False, "allowuserexpungerecovervolume": False,
+        "allowuserexpungerecovervm": False, "allowuserexpungerecovervolume": True,
         "allowuserviewalldomainaccounts": False, "defaultuipagesize": 20}
 
 

@@ -7,7 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
-from schema.volume import CreateVolume, DeleteVolume, UpdateVolume
+from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, UpdateVolume
+
+TEXTS = {"deleteprotection": "true: it is neither destroyed nor deleted", "expunge": "true: delete it at once, for ever",
+         "customid": "nothing but the volume's own id: ids are for ever"}
 
 
 def _volume(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
@@ -38,8 +41,16 @@ COMMANDS: tuple[ApiCommand, ...] = (
         description="Lists volumes."),
     ApiCommand(
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
-        parameters=derived(UpdateVolume), related="listVolumes", description="Renames a volume."),
+        parameters=derived(UpdateVolume, texts=TEXTS), related="listVolumes",
+        description="Renames a volume, protects it from deletion, shows or hides it."),
     ApiCommand(
         name="deleteVolume", mode=Mode.SYNC, noun="volume", command=DeleteVolume, parameters=derived(DeleteVolume),
-        related="listVolumes", description="Deletes a volume and its bytes."),
+        related="listVolumes", description="Deletes a volume and its bytes, destroyed or not."),
+    ApiCommand(
+        name="destroyVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=DestroyVolume,
+        parameters=derived(DestroyVolume, texts=TEXTS), related="listVolumes",
+        description="Destroys a volume: until its time has come (STOREBUS_VOLUME_EXPUNGE_DELAY_S) it can be recovered."),
+    ApiCommand(
+        name="recoverVolume", mode=Mode.SYNC, item="volume", noun="volume", command=RecoverVolume, now=True,
+        parameters=derived(RecoverVolume), related="listVolumes", description="Makes a destroyed volume Ready again."),
 )

@@ -31,6 +31,13 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "volume", key, {"state": "Failed", "error": event.failure.text}
         case volume.VolumeRenamed():
             yield "volume", key, {"name": event.name}
+        case volume.VolumeUpdated():
+            given = {"display": event.display, "delete_protection": event.delete_protection}
+            yield "volume", key, {name: value for name, value in given.items() if value is not None}
+        case volume.VolumeDestroyed():
+            yield "volume", key, {"state": "Destroy"}
+        case volume.VolumeRecovered():
+            yield "volume", key, {"state": "Ready"}
         case volume.VolumeSnapshotStarted():
             yield "volume", key, {"state": "Snapshotting"}
         case volume.VolumeReleased():

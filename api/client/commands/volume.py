@@ -66,19 +66,47 @@ class VolumeCommands(Calling):
             "account": account, "domainid": domainid, "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
 
-    async def update_volume(self, *, id: UUID | str, name: str, customjobid: UUID | str | None = None) -> Job[Volume]:
-        """Renames a volume.
+    async def update_volume(
+        self, *, id: UUID | str, name: str | None = None, displayvolume: bool | None = None,
+        deleteprotection: bool | None = None, customid: UUID | str | None = None, customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Renames a volume, protects it from deletion, shows or hides it.
 
-        id: the UUID of the thing; name: the name; customjobid: the id of the job: sending the same command again with it is
-        the same job
+        id: the UUID of the thing; name: the name; displayvolume: false: only root admins see it; deleteprotection: true: it
+        is neither destroyed nor deleted; customid: nothing but the volume's own id: ids are for ever; customjobid: the id of
+        the job: sending the same command again with it is the same job
         """
-        answer: Job[Volume] = await self._start("updateVolume", "volume", {"id": id, "name": name, "customjobid": customjobid})
+        answer: Job[Volume] = await self._start("updateVolume", "volume", {
+            "id": id, "name": name, "displayvolume": displayvolume, "deleteprotection": deleteprotection,
+            "customid": customid, "customjobid": customjobid,
+        })
         return answer
 
     async def delete_volume(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Success:
-        """Deletes a volume and its bytes.
+        """Deletes a volume and its bytes, destroyed or not.
 
         id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
         """
         answer: Success = await self._do("deleteVolume", "", {"id": id, "customjobid": customjobid})
+        return answer
+
+    async def destroy_volume(
+        self, *, id: UUID | str, expunge: bool | None = None, customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Destroys a volume: until its time has come (STOREBUS_VOLUME_EXPUNGE_DELAY_S) it can be recovered.
+
+        id: the UUID of the thing; expunge: true: delete it at once, for ever; customjobid: the id of the job: sending the
+        same command again with it is the same job
+        """
+        answer: Job[Volume] = await self._start("destroyVolume", "volume", {
+            "id": id, "expunge": expunge, "customjobid": customjobid,
+        })
+        return answer
+
+    async def recover_volume(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Volume:
+        """Makes a destroyed volume Ready again.
+
+        id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Volume = await self._do("recoverVolume", "volume", {"id": id, "customjobid": customjobid})
         return answer

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from api.access import Use
-from schema.failure import BadParameter
+from schema.failure import BadParameter, Failure
 from schema.message import Command
 
 ADMIN = ("A",)
@@ -132,6 +132,11 @@ class ApiCommand:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise BadParameter(str(first["msg"]), field=api_name(str(first["loc"][0])) if first["loc"] else "") from None
+
+    def spelled(self, failure: Failure) -> Failure:
+        """The failure with its field as the caller writes it: a message's field may be a parameter of another name."""
+        named = next((each.name for each in self.parameters if each.field and api_name(each.field) == failure.field), "")
+        return failure.model_copy(update={"field": named}) if named else failure
 
 
 def api_name(field_name: str) -> str:

@@ -1,19 +1,18 @@
 """Authentication: a request's keys or session into a principal, or 401.
 
-Owns the look-up of users (remembered for a moment), sessions, and how many requests one user may have in hand. Refuses to
-decide what a principal may do (`api.access`). A session lives in the API process that made it and ends with it; rule: every
+Owns the look-up of users (remembered for a moment) and sessions. Refuses to decide what a principal may do (`api.access`) and
+how often it may ask (`api.flood`). A session lives in the API process that made it and ends with it; rule: every
 way of not being who one says is answered with the same text.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,8 +20,8 @@ from uuid import UUID
 
 from api.access import Principal, resource_of
 from api.credentials import hashed, matches
+from api.flood import TooMany
 from api.signature import Unauthorized, check_form, value_of, verified
-from schema.failure import Failed
 from schema.identity import ROOT_DOMAIN, Role
 
 log = logging.getLogger(__name__)
@@ -34,19 +33,10 @@ USERS = 10_000
 SESSION_S = 1800
 """A session ends after so long without a request."""
 SESSIONS = 10_000
-IN_HAND = 64
-"""Requests of one user at once; more are answered 429."""
 FAILURES, FAILURES_S = 10, 60.0
 """Wrong passwords for one name in so many seconds; then it waits."""
 NOBODY = hashed("nobody", bytes(16))
 """Compared with when there is no such user, so that an answer takes as long."""
-
-
-class TooMany(Failed):
-    """The caller has too much in hand, or tried too often."""
-
-    code = 429
-    cscode = 4545
 
 
 class System(Protocol):
@@ -85,7 +75,6 @@ class Authentication:
         self._system = system
         self._users: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._in_hand: dict[UUID, int] = {}
         self._failed: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
 
     async def principal(self, parameters: Mapping[str, str], cookies: Mapping[str, str]) -> Principal:
@@ -131,21 +120,13 @@ class Authentication:
         return Principal(user_id=UUID(row["id"]), name=row["name"], role=Role(row["role"]),
                          owner=resource_of("user", row).owner, projects=projects)
 
-    @contextlib.contextmanager
-    def in_hand(self, principal: Principal) -> Iterator[None]:
-        """While a request of this user is answered. Raises TooMany when it has IN_HAND already."""
-        count = self._in_hand.get(principal.user_id, 0)
-        if count >= IN_HAND:
-            raise TooMany(f"{count} requests of this user are in hand", remedy="wait for answers before asking more")
-        self._in_hand[principal.user_id] = count + 1
-        try:
-            yield
-        finally:
-            left = self._in_hand[principal.user_id] - 1
-            if left:
-                self._in_hand[principal.user_id] = left
-            else:
-                del self._in_hand[principal.user_id]
+    def known(self, parameters: Mapping[str, str], cookies: Mapping[str, str]) -> str:
+        """The user whose the request's key or session was lately, or empty: telling costs nothing and proves nothing."""
+        if key := value_of(parameters, "apikey"):
+            user = self._users.get(("api_key", key))
+            return str(user.principal.user_id) if user is not None else ""
+        session = self._sessions.get(cookies.get("JSESSIONID", ""))
+        return session.user_id if session is not None else ""
 
     # --- sessions ---
 
@@ -173,7 +154,8 @@ class Authentication:
         now = time.monotonic()
         recent = [at for at in self._failed.get(name, []) if now - at < FAILURES_S]
         if len(recent) >= FAILURES:
-            raise TooMany("too many wrong passwords for this name", remedy=f"try again in {FAILURES_S:.0f} s")
+            raise TooMany("too many wrong passwords for this name", remedy=f"try again in {FAILURES_S:.0f} s",
+                          retry_s=FAILURES_S)
         where: dict[str, Any] = {"name": username, "domain_path": path}
         if domain_id := value_of(parameters, "domainid"):
             where = {"name": username, "domain_id": domain_id}
@@ -208,4 +190,4 @@ def _told(row: Mapping[str, Any], session: Session) -> dict[str, Any]:
             "sessionkey": session.key}
 
 
-__all__ = ["IN_HAND", "Authentication", "TooMany"]
+__all__ = ["Authentication"]

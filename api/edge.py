@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -41,6 +43,8 @@ SHOW_S = 2.0
 ACCEPT_TRIES = 4
 PLACEHOLDER = "vault:00000000-0000-0000-0000-000000000000"
 """Stands for a secret while a command is checked, so that a refused one leaves nothing in the vault."""
+Later = Callable[[], Awaitable[dict[str, Any]]]
+"""What is left of an answer once the command is accepted: a wait."""
 _NAMED: set[tuple[str, str]] = set()
 """Unknown parameters that were warned about, each once; bounded by NAMED_MOST."""
 NAMED_MOST = 1000
@@ -116,33 +120,37 @@ class Answer:
 class Edge:
     """One installation as its callers see it."""
 
-    def __init__(self, system: System, *, wait_s: float = WAIT_S) -> None:
+    def __init__(self, system: System, *, wait_s: float = WAIT_S, facts: Mapping[str, Any] | None = None) -> None:
+        """`facts`: what listCapabilities says besides what is so everywhere."""
         self.system, self.wait_s = system, wait_s
-        self.lists = Lists(system, answers.LISTS)
+        self.lists = Lists(system, answers.LISTS, facts)
         self.ownership = Ownership(system)
 
-    async def call(self, raw: Mapping[str, str], *, principal: Principal = SYSTEM) -> Answer:
-        """Answer one request of `principal`; `raw` holds its parameters, `command` among them. Never raises what a caller
-        caused."""
+    async def call(self, raw: Mapping[str, str], *, principal: Principal = SYSTEM,
+                   turn: AbstractAsyncContextManager[Any] | None = None) -> Answer:
+        """Answer one request of `principal`; `raw` holds its parameters, `command` among them. It is worked on in its `turn`, and
+        what a job is waited for, outside of it. Never raises what a caller caused."""
         spelled = next((value for name, value in raw.items() if name.lower() == "command"), "")
         command: ApiCommand | None = None
         try:
             command = registry.find(spelled)
             allowed(principal, command)
-            parsed = parse(command.parameters, raw)
-            if command.name == "planCommand":
-                body = {command.item: await self._plan(parsed.values["of"], raw, principal)}
-            else:
-                _warn(command.name, parsed.unknown)
-                body = await self._run(command, parsed.values, principal)
+            async with turn or nullcontext():
+                found = await self._run(command, raw, principal)
+            body = found if isinstance(found, dict) else await found()
         except Failed as failed:
-            return _refused(command, failed.failure)
+            return _refused(command, command.spelled(failed.failure) if command is not None else failed.failure)
         except Exception:
             log.exception("a request failed", extra={"action": "request_failed", "command": command and command.name})
             return _refused(command, Failure(cause="an internal error; the log of the API role tells more"))
         return Answer(200, {command.envelope: body}, command.name)
 
-    async def _run(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:
+    async def _run(self, command: ApiCommand, raw: Mapping[str, str], principal: Principal) -> dict[str, Any] | Later:
+        parsed = parse(command.parameters, raw)
+        values = parsed.values
+        if command.name == "planCommand":
+            return {command.item: await self._plan(values["of"], raw, principal)}
+        _warn(command.name, parsed.unknown)
         if command.mode is Mode.LIST:
             return await self.lists.answer(command, values, principal)
         if command.command is not None:
@@ -171,7 +179,7 @@ class Edge:
 
     # --- commands ---
 
-    async def _write(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:
+    async def _write(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any] | Later:
         given = values.pop("customjobid", None)
         job_id = given or uuid4()
         owner = await self.ownership.check(command, values, principal)
@@ -200,8 +208,8 @@ class Edge:
         if command.mode is Mode.CREATE:
             return {"id": str(values.get("customid") or derive(job_id, command.noun)), "jobid": str(job_id)}
         if command.listed:
-            return await self._appeared(command, message, job_id)
-        return await self._ended(command, job_id)
+            return partial(self._appeared, command, message, job_id)
+        return partial(self._ended, command, job_id)
 
     async def _room(self, owner: Owner, noun: str) -> None:
         """Raise LimitReached when the account holds as many as it may: early, in the answer. The append decides."""

@@ -1,44 +1,40 @@
 """HTTP: `/client/api` in CloudStack's envelopes, JSON or XML, and the probes `/livez`, `/readyz` and `/metrics`.
 
-Owns the listener and what a request may be: who may send it (Host, Origin), and in which form it is answered.
-Refuses to know commands: all of that is the edge's. A listener without authentication, like CloudStack's integration port,
-belongs on loopback, where a web page in somebody's browser must not reach it.
+Owns what a request may be: who may send it (Host, Origin, keys, how often), and in which form it is answered. Refuses to know
+commands (all of that is the edge's) and sockets (`api.listener`). A listener without authentication, like CloudStack's
+integration port, belongs on loopback, where a web page in somebody's browser must not reach it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import json
 import logging
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.access import SYSTEM, Principal
 from api.answers.system import VERSION
 from api.authentication import Authentication
 from api.edge import Answer, Edge, refusal
+from api.flood import UNLIMITED, Buckets, Rate, TooMany, Turns, hold
 from api.metrics import Metrics, ready
 from api.request import read_parameters
 from api.signature import Unauthorized, value_of
 from api.xml import XML_TYPE, rendered
-from schema.failure import BadParameter, Denied, Failed, Failure, Malformed
+from schema.failure import Denied, Failed, Failure, Malformed
 
 log = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json; charset=UTF-8"
-MAX_CONNECTIONS = 512
-"""Requests at once; more are answered 503 by the server."""
-CLOSE_S = 5.0
 CROSS_SITE = frozenset({"cross-site", "same-site"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -110,21 +106,59 @@ def answered(answer: Answer, parameters: Mapping[str, str] | None = None) -> Res
     return response
 
 
-async def authenticated(edge: Edge, authentication: Authentication, parameters: Mapping[str, str],
-                        sent: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
-    """(answer, cookies to set) of a request that must prove who sends it. Raises Unauthorized or TooMany."""
-    match value_of(parameters, "command").lower():
-        case "login":
-            session_id, told = await authentication.login(parameters)
-            return Answer(200, {"loginresponse": told}, "login"), {"JSESSIONID": session_id, "sessionkey": told["sessionkey"]}
-        case "logout":
-            authentication.logout(parameters, sent)
-            return Answer(200, {"logoutresponse": {"description": "success"}}, "logout"), {"JSESSIONID": "", "sessionkey": ""}
-        case "":
-            raise Unauthorized
-    principal = await authentication.principal(parameters, sent)
-    with authentication.in_hand(principal):
-        return await edge.call(parameters, principal=principal), {}
+class Door:
+    """Who comes in, and how often: by its key or session, or, for whoever is nobody yet, by its address."""
+
+    def __init__(self, edge: Edge, authentication: Authentication | None, rate: Rate) -> None:
+        self._edge, self._authentication = edge, authentication
+        self._users, self._addresses, self._turns = Buckets(rate), Buckets(rate), Turns()
+
+    async def call(self, request: Request, parameters: dict[str, str]) -> tuple[Answer, dict[str, str]]:
+        """(answer, cookies to set). Fills in `parameters` as they are read. Raises Failed for what never reaches a command."""
+        address = request.client.host if request.client else ""
+        await read_parameters(request, parameters)
+        if request.method not in ("GET", "POST"):
+            raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET or POST")
+        if self._authentication is None:
+            self._addresses.take(address)
+            return await self._edge.call(parameters), {}
+        return await self._authenticated(self._authentication, parameters, request.cookies, address)
+
+    async def principal(self, parameters: Mapping[str, str], cookies: Mapping[str, str], address: str) -> Principal:
+        """Who asks. Raises Unauthorized, or TooMany when it asks too often."""
+        if self._authentication is None:
+            self._addresses.take(address)
+            return SYSTEM
+        user_id = self._authentication.known(parameters, cookies)
+        if not user_id:
+            self._addresses.take(address)  # before anything is looked up
+        else:
+            self._users.look(user_id)  # before anything is compared
+        try:
+            principal = await self._authentication.principal(parameters, cookies)
+        except Unauthorized:
+            self._addresses.take(address)
+            raise
+        self._users.take(str(principal.user_id))
+        return principal
+
+    async def _authenticated(self, authentication: Authentication, parameters: Mapping[str, str], sent: Mapping[str, str],
+                             address: str) -> tuple[Answer, dict[str, str]]:
+        match value_of(parameters, "command").lower():
+            case "login":
+                self._addresses.take(address)
+                session_id, told = await authentication.login(parameters)
+                cookies = {"JSESSIONID": session_id, "sessionkey": told["sessionkey"]}
+                return Answer(200, {"loginresponse": told}, "login"), cookies
+            case "logout":
+                authentication.logout(parameters, sent)
+                gone = {"JSESSIONID": "", "sessionkey": ""}
+                return Answer(200, {"logoutresponse": {"description": "success"}}, "logout"), gone
+            case "":
+                raise Unauthorized
+        principal = await self.principal(parameters, sent, address)
+        async with self._turns.in_hand(str(principal.user_id)) as turn:
+            return await self._edge.call(parameters, principal=principal, turn=turn), {}
 
 
 Checks = Mapping[str, Callable[[], str]]
@@ -132,30 +166,29 @@ Checks = Mapping[str, Callable[[], str]]
 
 
 def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
-             authentication: Authentication | None = None) -> Starlette:
+             authentication: Authentication | None = None, rate: Rate = UNLIMITED) -> Starlette:
     """The ASGI application. `checks`: what /readyz asks besides the database. With `authentication` every request to
-    `/client/api` is signed or of a session; the probes are everybody's."""
-    counted = Metrics()
+    `/client/api` is signed or of a session; the probes are everybody's. `rate`: of one user, or of one address."""
+    counted, door = Metrics(), Door(edge, authentication, rate)
 
     async def client_api(request: Request) -> Response:
         began = time.monotonic()
         parameters: dict[str, str] = {}
         cookies: dict[str, str] = {}
+        more: dict[str, str] = {}
         try:
-            await read_parameters(request, parameters)
-            if request.method not in ("GET", "POST"):
-                raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET or POST")
-            if authentication is None:
-                answer = await edge.call(parameters)
-            else:
-                answer, cookies = await authenticated(edge, authentication, parameters, request.cookies)
+            answer, cookies = await door.call(request, parameters)
         except Failed as failed:
             answer = refusal(failed.failure, value_of(parameters, "command"))
+            if isinstance(failed, TooMany):
+                more["Retry-After"] = str(failed.retry_s)
+                await hold()
         seconds = time.monotonic() - began
         counted.answered(answer.command, answer.status, seconds)
         log.log(logging.INFO if answer.worth_a_line else logging.DEBUG, "answered", extra={
             "action": "answered", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
         response = answered(answer, parameters)
+        response.headers.update(more)
         for name, value in cookies.items():
             response.set_cookie(name, value, path="/client", httponly=True, samesite="lax",
                                 secure=request.url.scheme == "https", max_age=None if value else 0)
@@ -194,74 +227,4 @@ async def _no_such_page(request: Request, error: Exception) -> Response:
     return answered(refusal(Failure(code=404, cscode=9999, cause="no such page", remedy="the API is at /client/api")))
 
 
-# --- the listener -----------------------------------------------------------------------------------------------------
-
-
-class _Server(uvicorn.Server):
-    """uvicorn inside a process that handles its signals itself."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
-
-
-class HttpListener:
-    """A listener that answers from `start` until `aclose`. `url` is where. `checks`: see make_app."""
-
-    def __init__(self, edge: Edge, *, host: str = "127.0.0.1", port: int = 0, checks: Checks | None = None,
-                 authentication: Authentication | None = None) -> None:
-        self._edge, self._host, self._port, self._checks = edge, host, port, checks
-        self._authentication = authentication
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.url = ""
-
-    async def start(self) -> str:
-        """Listen; the URL. Raises BadParameter when the address cannot be had."""
-        listener = _bind(self._host, self._port)
-        address = listener.getsockname()
-        self.url = f"http://{_reachable(address[0])}:{address[1]}"
-        app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback,
-                       checks=self._checks, authentication=self._authentication)
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
-                                limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=int(CLOSE_S),
-                                timeout_keep_alive=30)
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-            await asyncio.sleep(0.005)
-        return self.url
-
-    async def aclose(self) -> None:
-        """Finish the requests in hand, bounded, and stop listening."""
-        if self._server is None or self._task is None:
-            return
-        self._server.should_exit = True
-        try:
-            await asyncio.wait_for(asyncio.shield(self._task), CLOSE_S + 2)
-        except TimeoutError:
-            self._server.force_exit = True
-            await asyncio.wait([self._task], timeout=CLOSE_S)
-
-
-def _reachable(address: str) -> str:
-    """How this machine reaches a listener: one on every address is reached on loopback."""
-    ip = ipaddress.ip_address(address)
-    if ip.is_unspecified:
-        return "[::1]" if ip.version == 6 else "127.0.0.1"
-    return f"[{address}]" if ip.version == 6 else address
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        raise BadParameter(f"{host}:{port} cannot be listened on: {error.strerror or error}", field="api_port",
-                           remedy="choose another with --api-port, 0 takes any free one") from None
-
-
-__all__ = ["HttpListener", "answered", "check_origin", "json_response", "make_app"]
+__all__ = ["Checks", "Door", "answered", "check_origin", "json_response", "make_app"]

@@ -74,8 +74,11 @@ def page_of(values: Mapping[str, Any]) -> Page:
 class Lists:
     """Answers every list command."""
 
-    def __init__(self, system: Reads, special: Mapping[str, Special] | None = None) -> None:
+    def __init__(self, system: Reads, special: Mapping[str, Special] | None = None,
+                 facts: Mapping[str, Any] | None = None) -> None:
         self.system = system
+        self.facts = facts or {}
+        """What listCapabilities says of this process's settings."""
         self.ownership = Ownership(system)
         self._special = special or {}
 

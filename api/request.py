@@ -6,6 +6,7 @@ know which parameters there are. What was read before a refusal stays known, so 
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -14,6 +15,8 @@ from api.parameters import MAX_PARAMETERS
 from schema.failure import BadParameter, Malformed
 
 MAX_BODY = 1 << 20
+BODY_S = 30.0
+"""How long a body may take to come."""
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -23,12 +26,23 @@ class TooLarge(Malformed):
     code = 413
 
 
+class TooSlow(Malformed):
+    """The body did not come in time."""
+
+    code = 408
+
+
 async def read_parameters(request: Request, found: dict[str, str]) -> None:
-    """Put what the query string and the form hold into `found`. Raises Malformed, TooLarge or BadParameter."""
+    """Put what the query string and the form hold into `found`. Raises Malformed, TooLarge, TooSlow or
+    BadParameter."""
     _take(_pairs(request.scope["query_string"]), found)
     if request.method != "POST":
         return
-    body = await _body(request)
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await _body(request)
+    except TimeoutError:
+        raise TooSlow(f"the body did not come within {BODY_S:g} s", field="body") from None
     if not body:
         return
     kind = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
@@ -76,4 +90,4 @@ def _pairs(text: bytes) -> list[tuple[str, str]]:
                            remedy=f"at most {MAX_PARAMETERS} are allowed") from None
 
 
-__all__ = ["MAX_BODY", "TooLarge", "read_parameters"]
+__all__ = ["BODY_S", "MAX_BODY", "TooLarge", "TooSlow", "read_parameters"]

@@ -15,7 +15,8 @@ from api.authentication import Authentication
 from api.bootstrap import Parts
 from api.edge import Edge
 from api.first_keys import first_keys
-from api.http import HttpListener
+from api.flood import Rate
+from api.listener import HttpListener
 from api.process import Roles
 from api.scrub_schedule import checked_share, interval, keep_schedules
 from api.system import System
@@ -130,13 +131,15 @@ async def api(parts: Parts, running: Roles) -> str:
     if settings.identity:
         authentication = Authentication(system)
         await first_keys(parts.runtime(), parts.vault, settings.data_dir)
-    edge = Edge(system)
+    rate = Rate(settings.api_limit, settings.api_limit_interval)
+    facts = {"apilimitmax": rate.most, "apilimitinterval": rate.interval_s} if rate.most else {}
+    edge = Edge(system, facts=facts)
     listener = HttpListener(edge, host=settings.api_host, port=settings.api_port, checks=running.health,
-                            authentication=authentication)
+                            authentication=authentication, rate=rate)
     url = await listener.start()
     running.at_stop(listener.aclose)
     if settings.identity and settings.open_port is not None:
-        beside = HttpListener(edge, port=settings.open_port, checks=running.health)
+        beside = HttpListener(edge, port=settings.open_port, checks=running.health, rate=rate)
         log.warning("a listener without authentication answers at %s", await beside.start(), extra={"action": "open_listener"})
         running.at_stop(beside.aclose)
     return url

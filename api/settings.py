@@ -39,6 +39,9 @@ class Settings(BaseSettings):
                            "data_dir/admin.keys holds the first admin's keys.")
     open_port: int | None = Field(None, ge=0, le=65535, description="With identity: port of a second listener, on 127.0.0.1, "
                                   "without authentication; unset: there is none.")
+    api_limit: int = Field(2500, ge=0, description="Requests that one user, or one address without a user, may send to an API "
+                           "process in api_limit_interval, all at once if need be; 0: no limit.")
+    api_limit_interval: int = Field(10, ge=1, le=3600, description="Seconds in which api_limit requests may be sent.")
     zone: str = Field("zone-1", description="Name of the zone that is made at first start.")
     primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
     primary_devices: str = Field("", description="Block devices of a primary store, comma-separated absolute paths "

@@ -54,7 +54,7 @@ async def capability(lists: Lists) -> dict[str, Any]:
         "allowusercreateprojects": False, "customdiskofferingminsize": 1, "customdiskofferingmaxsize": 2000,
         "regionsecondaryenabled": bool(stores), "kvmsnapshotenabled": True, "allowuserviewdestroyedvm": False,
         "allowuserexpungerecovervm": False, "allowuserexpungerecovervolume": True,
-        "allowuserviewalldomainaccounts": False, "defaultuipagesize": 20}
+        "allowuserviewalldomainaccounts": False, "defaultuipagesize": 20, **lists.facts}
 
 
 async def capabilities(lists: Lists, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:

@@ -22,7 +22,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "allowusercreateprojects": "boolean", "customdiskofferingminsize": "long", "customdiskofferingmaxsize": "long",
         "regionsecondaryenabled": "boolean", "kvmsnapshotenabled": "boolean", "allowuserviewdestroyedvm": "boolean",
         "allowuserexpungerecovervm": "boolean", "allowuserexpungerecovervolume": "boolean",
-        "allowuserviewalldomainaccounts": "boolean", "defaultuipagesize": "long"},
+        "allowuserviewalldomainaccounts": "boolean", "defaultuipagesize": "long", "apilimitmax": "integer",
+        "apilimitinterval": "integer"},
     "api": {
         "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
         "response": "list", "roles": "list"},

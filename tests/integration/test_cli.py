@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.edge import Edge
-from api.http import HttpListener
+from api.listener import HttpListener
 from bus.event_store_postgres import PostgresEventStore
 from bus.installation import Installation, write_installation
 from schema.ids import derive

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from api.edge import Edge
-from api.http import HttpListener
+from api.listener import HttpListener
 from api.request import MAX_BODY
 from bus.errors import AppendUnknown
 from bus.event_store import LogFilter

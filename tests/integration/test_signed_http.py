@@ -14,7 +14,7 @@ import pytest
 from api.authentication import FAILURES, Authentication
 from api.edge import Edge
 from api.first_keys import first_keys, read_keys
-from api.http import HttpListener
+from api.listener import HttpListener
 from api.signature import UNAUTHORIZED, sign
 from tests.support.system import FakeSystem
 
@@ -36,6 +36,7 @@ class Signed:
         return await self.plain(form=form, **sent, signature=sign(sent, secret))
 
     async def plain(self, *, form: str = "POST", **sent: str) -> tuple[int, dict[str, Any]]:
+        sent = {"response": "json", **sent}
         where = {"data": sent} if form == "POST" else {"params": sent}
         async with self.http.request(form, f"{self.url}/client/api", **where) as answer:
             body: dict[str, Any] = await answer.json()
@@ -126,7 +127,7 @@ async def test_new_keys_end_the_old_ones(signed: Signed, monkeypatch: pytest.Mon
 
 
 async def test_one_user_does_not_take_every_place(signed: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.authentication.IN_HAND", 3)
+    monkeypatch.setattr("api.flood.IN_HAND", 3)
     ann = await person(signed, "ann")
     answers = await asyncio.gather(*(signed.ask("listZones", ann) for _ in range(40)), signed.ask("listZones"))
     assert answers[-1][0] == 200 and {status for status, _ in answers} <= {200, 429}

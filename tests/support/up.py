@@ -19,6 +19,8 @@ from uuid import uuid4
 import aiohttp
 
 from api.demo_s3 import SeaweedFS
+from api.first_keys import read_keys
+from api.signature import sign
 from bus.installation import read_installation
 
 
@@ -87,6 +89,10 @@ class Up:
     async def call(self, command: str, **parameters: Any) -> dict[str, Any]:
         """One API call. Raises Refusal."""
         form = {"command": command, "response": "json"} | {name: str(value) for name, value in parameters.items()}
+        if self.environment.get("STOREBUS_IDENTITY"):  # as its first admin
+            key, secret = read_keys(self.data) or ("", "")
+            form["apiKey"] = key
+            form["signature"] = sign(form, secret)
         async with aiohttp.ClientSession() as http, http.post(f"{self.url}/client/api", data=form) as answer:
             body: dict[str, Any] = await answer.json(content_type=None)
         inner: dict[str, Any] = next(iter(body.values()))

@@ -67,6 +67,8 @@ class Capability(TypedDict, total=False):
     allowuserexpungerecovervolume: bool
     allowuserviewalldomainaccounts: bool
     defaultuipagesize: int
+    apilimitmax: int
+    apilimitinterval: int
 
 
 class Api(TypedDict, total=False):

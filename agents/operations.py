@@ -25,6 +25,7 @@ from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from bus.grant_sealing import answer_to, seal_to
 from schema.agent import (
+    ClosePrimary,
     CreateDisk,
     DeleteDisk,
     DeleteImages,
@@ -34,6 +35,7 @@ from schema.agent import (
     ImageResult,
     LinkMade,
     MakeLink,
+    OpenPrimary,
     Result,
     RevokeLink,
     ScrubObjects,
@@ -139,6 +141,18 @@ async def delete_disk(order: DeleteDisk, tools: Toolbox, secrets: Secrets, progr
     return Result()
 
 
+async def open_primary(order: OpenPrimary, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """The place is judged where it is, by who will use it."""
+    await tools.opened.open(order.primary, order.devices)
+    return Result()
+
+
+async def close_primary(order: ClosePrimary, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """It is announced no more."""
+    await tools.opened.close(order.primary)
+    return Result()
+
+
 def _disk(disk: DiskRef, tools: Toolbox) -> str:
     path = tools.primary(disk.primary).locate(disk.path)
     if not Path(path).exists():
@@ -200,5 +214,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     TakeSnapshot: take_snapshot,
     WriteSnapshot: write_snapshot,
     DropSnapshot: drop_snapshot,
+    OpenPrimary: open_primary,
+    ClosePrimary: close_primary,
 }
 """Every order but CancelWork and ReleaseWork, which are about other orders."""

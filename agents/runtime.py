@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 from uuid import UUID
 
 from agents import transfer_record
+from agents.census import Census, Found
 from agents.grants import Grants
 from agents.journal import DONE, OPEN, REFUSED, RELEASED, Entry, Journal
 from agents.leftovers import cleaning
@@ -124,6 +125,8 @@ class AgentRuntime:
     transport: Transport
     worker: Worker
     grants: Grants
+    census: Census | None = None
+    """Asked at each hello; None: what the configuration says is all."""
     _runs: dict[str, _Run] = field(default_factory=dict)
     _board: ProgressBoard = field(default_factory=ProgressBoard)
 
@@ -136,6 +139,7 @@ class AgentRuntime:
         self._tasks: set[asyncio.Task[None]] = set()
         """Of all runs, those too whose place in `_runs` a later attempt has taken."""
         self._stopping = False
+        self._news = asyncio.Event()
         self._inbox: asyncio.Queue[Delivery] = asyncio.Queue(maxsize=4 * PREFETCH)
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -377,16 +381,26 @@ class AgentRuntime:
             await self._send_kept(entry)
 
     async def _hello(self) -> None:
-        config = self.config
-        hello = AgentHello(
-            agent=config.name, zone_id=config.zone_id, roles=list(config.roles), hypervisor=config.hypervisor,
-            providers=list(config.providers), primaries=list(config.primaries), public_key=self.grants.public_key,
-            proof=self.grants.proof(config.token), motions=list(config.motions))
         pause = 0.5
         while True:  # often at first: handlers may start after agents
-            await _shielded(lambda: self._publish(hello, encode(hello), f"agent-{config.name}"))
-            await asyncio.sleep(pause)
+            self._news.clear()
+            await _shielded(self._hello_once)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), pause)
             pause = min(pause * 2, HELLO_S)
+
+    async def _hello_once(self) -> None:
+        config = self.config
+        found = await self.census.take() if self.census is not None else Found(primaries=list(config.primaries), usage=[])
+        hello = AgentHello(
+            agent=config.name, zone_id=config.zone_id, roles=list(config.roles), hypervisor=config.hypervisor,
+            providers=list(config.providers), primaries=found.primaries, public_key=self.grants.public_key,
+            proof=self.grants.proof(config.token), motions=list(config.motions), usage=found.usage, machines=found.machines)
+        await self._publish(hello, encode(hello), f"agent-{config.name}")
+
+    def tell_news(self) -> None:
+        """Something that the census finds has changed: the next hello is now."""
+        self._news.set()
 
     async def _tell(self) -> None:
         """One message a second with the progress of everything."""

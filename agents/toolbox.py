@@ -1,4 +1,4 @@
-"""The toolbox: what an operation works with, opened when it is needed. The one place here that names concrete plug-ins.
+"""The toolbox: what an operation works with, opened when it is needed. Hypervisors are named here, primary stores in a registry.
 
 Owns the choice of hypervisor and primary store by the name in an order. Refuses to keep a store open between operations: its
 secrets are then forgotten.
@@ -20,8 +20,8 @@ from agents.hypervisors.memory import MemoryHypervisor
 from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
 from agents.primary_stores.base import PrimaryStore
-from agents.primary_stores.block import BlockPrimaryStore
-from agents.primary_stores.folder import FolderPrimaryStore
+from agents.primary_stores.opened import OPENED, OpenedStores
+from agents.primary_stores.registry import primary
 from agents.stall import SECONDS
 from agents.throttle import Throttle, limited, rate_of
 from agents.transfer_record import TransferRecord
@@ -31,8 +31,6 @@ from schema.failure import Refused
 from schema.image import PrimarySpec, StoreSpec
 
 HYPERVISORS: dict[str, Callable[[], Hypervisor]] = {"kvm": KvmHypervisor, "memory": MemoryHypervisor}
-PRIMARY_STORES: dict[str, Callable[[str], PrimaryStore]] = {"folder": FolderPrimaryStore, "block": BlockPrimaryStore}
-
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -66,6 +64,8 @@ class Toolbox:
     """Parts of one transfer that are on their way at once."""
     records: str = ""
     """Folder of the records by which transfers are resumed; empty: they begin again."""
+    state: str = ""
+    """The agent's folder; empty: it remembers nothing."""
     stall_seconds: float = SECONDS
     """Seconds after which a transfer of which nothing moves is ended."""
     bytes_per_second: int = 0
@@ -92,11 +92,14 @@ class Toolbox:
 
     def primary(self, spec: PrimarySpec) -> PrimaryStore:
         """The primary store of an order."""
-        kind = PRIMARY_STORES.get(spec.kind)
-        if kind is None:
-            raise Refused(f"no primary store plug-in is called {spec.kind}", field="primary",
-                          remedy=f"here are: {', '.join(sorted(PRIMARY_STORES))}")
-        return kind(spec.path)
+        return primary(spec)
+
+    @property
+    def opened(self) -> OpenedStores:
+        """The list of primary stores that orders opened."""
+        if not self.state:
+            raise Refused("this agent keeps no list of primary stores", field="primary")
+        return OpenedStores(Path(self.state) / OPENED)
 
     def _throttle(self, name: str, rate: int) -> Throttle:
         """The limit of this name; one for each store that this agent was ever ordered to use."""

@@ -16,11 +16,13 @@ from typing import Any
 from uuid import UUID
 
 from agents import qemu
+from agents.census import Census
 from agents.grants import Grants, load_or_create_key
 from agents.hypervisors.kvm import lacking
 from agents.mover import Mover
 from agents.primary_stores.block import BlockPrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
+from agents.primary_stores.opened import OPENED
 from agents.runtime import AgentConfig, AgentRuntime
 from api.process import OnReady, Roles, agent_token, arm, no_broker, open_transport, stop_signal
 from api.settings import Settings
@@ -68,7 +70,7 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
     config = AgentConfig(name=name, zone_id=zone_id, state_dir=state_dir, transfers=settings.transfers,
                          token=await asyncio.to_thread(agent_token, settings), **about)
     mover = Mover({"download_allow": settings.download_allow, "workers": settings.parts_in_flight, "records": str(config.records),
-                   "stall_seconds": settings.stall_seconds,
+                   "state": str(state_dir), "stall_seconds": settings.stall_seconds,
                    "bytes_per_second": settings.agent_bytes_per_second,
                    "hypervisor_name": about.get("hypervisor", "kvm").lower()})
     try:
@@ -77,7 +79,8 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
         await mover.aclose()
         raise
     config = replace(config, providers=found, motions=motions)
-    runtime = AgentRuntime(config, transport, mover, Grants(name, key, transport))
+    census = Census(configured=config.primaries, opened=state_dir / OPENED) if kind == "kvm" else None
+    runtime = AgentRuntime(config, transport, mover, Grants(name, key, transport), census)
     await runtime.start()
     running.at_stop(runtime.stop)
 

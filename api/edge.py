@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from bus.errors import AppendUnknown, StoreAway
 from bus.event_store import EventStore
 from bus.sealing import sealed
 from handlers import quota
+from handlers.agent import Heard
 from schema.failure import BadParameter, Failed, Failure, Unknown, Unsupported
 from schema.identity import ROOT_OWNER, AddAccountToProject, Owner
 from schema.ids import derive
@@ -82,6 +83,9 @@ class System(Protocol):
 
     async def link(self, link_id: UUID) -> dict[str, Any] | None:
         """A link's state, and its URL while it is good."""
+
+    async def heard(self, agents: Iterable[str]) -> dict[str, Heard]:
+        """When these agents were heard last, and what they said of their room."""
 
     async def wait_for_end(self, job_id: UUID, *, timeout_s: float) -> dict[str, Any] | None:
         """The job's row once it has ended; None when the time is over."""

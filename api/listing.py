@@ -17,6 +17,7 @@ from api.access import SYSTEM, Principal
 from api.ownership import Ownership
 from api.registry import ApiCommand
 from api.responses import Names
+from handlers.agent import Heard
 from schema.failure import BadParameter
 
 PAGE = 500
@@ -44,6 +45,9 @@ class Reads(Protocol):
 
     async def link(self, link_id: UUID) -> dict[str, Any] | None:
         """A link's state, and its URL while it is good: only for whoever may see that."""
+
+    async def heard(self, agents: Iterable[str]) -> dict[str, Heard]:
+        """When these agents were heard last, and what they said of their room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class Lists:
         """The rows of the command's own table that match, and `more` of a filter."""
         page, where = page_of(values), {**self.where_of(command, values), **(more or {})}
         where |= await self.ownership.visible(command, values, principal)
-        if command.noun in ("volume", "snapshot", "image_store"):
+        if command.noun in ("volume", "snapshot", "image_store", "machine"):
             where["removed"] = None
         if command.noun == "image_store":
             where["state"] = "Ready"

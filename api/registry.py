@@ -9,7 +9,20 @@ from __future__ import annotations
 import difflib
 
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
-from api.commands import extract, identity, image_store, job, offering, resource_tag, snapshot, system, template, volume
+from api.commands import (
+    extract,
+    identity,
+    image_store,
+    job,
+    machine,
+    offering,
+    place,
+    resource_tag,
+    snapshot,
+    system,
+    template,
+    volume,
+)
 from schema.failure import Unsupported
 
 COMMANDS: tuple[ApiCommand, ...] = (
@@ -20,6 +33,8 @@ COMMANDS: tuple[ApiCommand, ...] = (
     *snapshot.COMMANDS,
     *job.COMMANDS,
     *extract.COMMANDS,
+    *place.COMMANDS,
+    *machine.COMMANDS,
     *system.COMMANDS,
     *identity.COMMANDS,
     *resource_tag.COMMANDS,

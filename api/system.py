@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from bus.read_model import ReadModel
 from bus.sealing import refuse_password_in_url, sealed
 from bus.submission import submission, submit
 from bus.vault import Vault
+from handlers.agent import Heard, heard
 from handlers.link import evolve as evolve_link
 from handlers.link import stream as link_stream
 from handlers.projections import owned
@@ -95,6 +96,10 @@ class System:
             if row["work"] in found:
                 row["progress"] = json.loads(found[row["work"]])
         return row
+
+    async def heard(self, agents: Iterable[str]) -> dict[str, Heard]:
+        """When these agents were heard last, and what they said of their room."""
+        return await heard(self.store, agents)
 
     async def _unseen(self, job_id: UUID) -> dict[str, Any] | None:
         """A job that was accepted and that the read tables do not show yet."""

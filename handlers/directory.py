@@ -19,10 +19,17 @@ from schema.image_store import (
     ImageStoreRequested,
     ImageStoreUpdated,
 )
+from schema.machine import MachineAnnounced, MachineWithdrawn
 from schema.message import Message
-from schema.zone import PrimaryStoreAnnounced, ZoneCreated
+from schema.primary_store import (
+    PrimaryStoreAnnounced,
+    PrimaryStoreDeleted,
+    PrimaryStoreDeleteRequested,
+    PrimaryStoreRejected,
+)
+from schema.zone import ZoneCreated
 
-PATTERNS = ("zone.#", "primary_store.#", "image_store.#", "agent.#")
+PATTERNS = ("zone.#", "primary_store.#", "image_store.#", "agent.#", "machine.announced", "machine.withdrawn")
 """Event types that the directory is folded from."""
 
 
@@ -47,11 +54,17 @@ class Directory:
     zones: dict[UUID, str] = field(default_factory=dict)
     primaries: dict[UUID, tuple[PrimarySpec, str]] = field(default_factory=dict)
     """id -> (primary store, hypervisor)"""
+    closing: set[UUID] = field(default_factory=set)
+    """Primary stores that are being deleted: what their agents said before they were told counts no more."""
+    free: dict[UUID, int] = field(default_factory=dict)
+    """Primary store -> free bytes as its agent last said: not of the fold, and only where there is a choice."""
     stores: dict[UUID, Store] = field(default_factory=dict)
     agents: dict[str, AgentAnnounced] = field(default_factory=dict)
     used: dict[UUID, int] = field(default_factory=dict)
     """Image store -> bytes on it and reserved, for stores with a capacity: not of the fold, but the counters' values as they
     were when the decision began. The append decides."""
+    machines: dict[UUID, MachineAnnounced] = field(default_factory=dict)
+    """What agents report; those that are withdrawn are not here."""
     carriers: Carriers = field(default_factory=Carriers)
     """The agents again, as the planner asks for them."""
 
@@ -60,11 +73,21 @@ class Directory:
         match event:
             case ZoneCreated():
                 self.zones[event.zone_id] = event.name
-            case PrimaryStoreAnnounced():
+            case PrimaryStoreAnnounced() if event.primary.id not in self.closing:
                 self.primaries[event.primary.id] = (event.primary, event.hypervisor)
+            case PrimaryStoreDeleteRequested():
+                self.closing.add(event.primary_id)
+                self.primaries.pop(event.primary_id, None)
+            case PrimaryStoreDeleted() | PrimaryStoreRejected():
+                self.closing.discard(event.primary_id)
+                self.primaries.pop(event.primary_id, None)
             case AgentAnnounced():
                 self.agents[event.agent] = event
                 self.carriers.apply(event)
+            case MachineAnnounced():
+                self.machines[event.machine.id] = event
+            case MachineWithdrawn():
+                self.machines.pop(event.machine_id, None)
             case ImageStoreRequested():
                 known = self.stores.get(event.store.id)
                 if known is None:

@@ -70,10 +70,16 @@ def no_room(stores: list[Store], need: int, measured: int | None = None) -> NoRo
                   "wait for what is on its way, delete images, raise it (updateImageStore capacitybytes), or add a store")
 
 
-def primary(directory: Directory, zone_id: UUID) -> tuple[PrimarySpec, str]:
-    """A primary store of the zone and its hypervisor. Raises Unavailable."""
+def primary(directory: Directory, zone_id: UUID, storage_id: UUID | None = None) -> tuple[PrimarySpec, str]:
+    """A primary store of the zone and its hypervisor: the one named, else the one with the most free bytes; where nobody said
+    how many, by id. Raises BadParameter, Unavailable."""
     found = sorted((entry for entry in directory.primaries.values() if entry[0].zone_id == zone_id),
-                   key=lambda entry: str(entry[0].id))
+                   key=lambda entry: (-directory.free.get(entry[0].id, 0), str(entry[0].id)))
+    if storage_id is not None:
+        found = [entry for entry in found if entry[0].id == storage_id]
+        if not found:
+            raise BadParameter(f"no primary store of the zone has the id {storage_id}", field="storageid",
+                               remedy="listStoragePools shows them")
     if not found:
         raise Unavailable("no primary store is known in this zone", field="zoneid",
                           remedy="start a KVM agent there: it announces its primary store")

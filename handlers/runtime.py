@@ -24,7 +24,7 @@ from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
 from handlers import capacity, later, link, scrub, survey
-from handlers.agent import announce
+from handlers.agent import announce, free_bytes
 from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
@@ -423,11 +423,11 @@ class Runtime:
             self.directory.position = page.scanned_to
 
     async def _room(self) -> None:
-        """What is used of the stores that have a capacity, as the counters say now."""
+        """What is used of the stores that have a capacity, as the counters say now; what is free on primary stores."""
+        self.directory.free = await free_bytes(self.store, self.directory)
         limited = [store_id for store_id, store in self.directory.stores.items() if store.capacity is not None]
         values = await self.store.counter_values([capacity.used(store_id) for store_id in limited]) if limited else {}
         self.directory.used = {store_id: values.get(capacity.used(store_id), 0) for store_id in limited}
-
 
     async def _look_around(self, flow: Flow | None) -> None:
         """Bring the survey up to the head of the log, for a flow that needs it."""

@@ -8,7 +8,9 @@ from handlers import (
     job,
     leftovers,
     link,
+    machine,
     offering,
+    primary_store,
     resource_tag,
     scrub,
     snapshot,
@@ -17,6 +19,7 @@ from handlers import (
     template_extract,
     volume,
     volume_destroy,
+    zone,
 )
 from handlers.decider import Evolve, Flow
 from schema.message import Command
@@ -35,11 +38,16 @@ FLOWS: dict[type[Command], Flow] = (
     | template_extract.FLOWS
     | resource_tag.FLOWS
     | snapshot_delete.FLOWS
+    | zone.FLOWS
+    | primary_store.FLOWS
 )
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
 EVOLVE: dict[str, Evolve] = {
     "job": job.evolve,
+    "zone": zone.evolve,
+    "primary_store": primary_store.evolve,
+    "machine": machine.evolve,
     "image_store": image_store.evolve,
     "template": template.evolve,
     "volume": volume.evolve,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, offering, placement, planner, template
+from handlers import chain, offering, placement, planner, primary_store, template
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -180,7 +180,7 @@ class CreateFlow:
         chosen = offering.chosen(context, offering.named(command.disk_offering_id), context.owner)
         size = self._size(context, command, source, chosen)
         least, most = offering.iops(chosen, command.min_iops, command.max_iops)
-        primary, hypervisor = placement.primary(context.directory, zone_id)
+        primary, hypervisor = placement.primary(context.directory, zone_id, command.storage_id)
         self._planned(context, primary)
         volume_id = made_by(context.job_id, command)
         if context.state(stream(volume_id)) is not None:
@@ -189,7 +189,7 @@ class CreateFlow:
             thing, thing_id, _ = source
             context.count(template.readers(thing, thing_id), +1, otherwise=BadParameter(
                 f"the {thing} is being deleted", field=f"{thing}id"))
-        context.count(f"primary_store/{primary.id}/volumes", +1)
+        context.count(primary_store.volumes(primary.id), +1, otherwise=primary_store.full_refused())
         context.emit(stream(volume_id), VolumeRequested(
             volume_id=volume_id, name=command.name, zone_id=zone_id, primary=primary, virtual_size=size,
             template_id=command.template_id, snapshot_id=command.snapshot_id, hypervisor=hypervisor,
@@ -300,7 +300,7 @@ class CreateFlow:
         """Nothing of it remains."""
         state = self._state(context)
         self._unread(context)
-        context.count(f"primary_store/{state.primary.id}/volumes", -1)
+        context.count(primary_store.volumes(state.primary.id), -1)
         if state.status == "Ready":  # it was made before the cancel was seen, and taken back
             context.emit(stream(state.id), VolumeDeleteRequested(volume_id=state.id, job_id=context.job_id))
             context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers import later
+from handlers import later, primary_store
 from handlers.decider import Context, Flow, Step
 from handlers.job import result_of
 from handlers.volume import VolumeState, idle, known, stream
@@ -84,7 +84,7 @@ class _Expunge:
         if state.status != "Expunging":
             return
         if state.disk is not None:
-            context.count(f"primary_store/{state.primary.id}/volumes", -1)
+            context.count(primary_store.volumes(state.primary.id), -1)
         context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
 
     def fail(self, context: Context, failure: Failure) -> None:

@@ -9,8 +9,10 @@ from schema import (
     image_store,
     job,
     link,
+    machine,
     motion,
     offering,
+    primary_store,
     resource_tag,
     scrub,
     snapshot,
@@ -23,6 +25,7 @@ from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Repor
 
 __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
-    "agent", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "motion", "offering", "resource_tag",
+    "agent", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine", "motion", "offering",
+    "primary_store", "resource_tag",
     "scrub", "snapshot", "template", "volume", "zone",
 ]

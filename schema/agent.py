@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schema.failure import Damage, Failure
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
+from schema.machine import MachineSpec
 from schema.message import Event, Kind, Message, Order, Report
 from schema.motion import MotionSpec
 from schema.scrub import ScrubTarget, Stray, Unread
@@ -26,6 +27,16 @@ class ProviderSpec(BaseModel):
     settings: dict[str, Any]
     """JSON Schema of its details; secret ones carry `"format": "password"`."""
     capabilities: list[str] = []
+
+
+class PrimaryUsage(BaseModel):
+    """Room on a primary store, as its agent measured it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: UUID
+    total_bytes: int
+    free_bytes: int
 
 
 class AgentHello(Message, type="agent.hello"):
@@ -47,6 +58,10 @@ class AgentHello(Message, type="agent.hello"):
     key: str = ""
     motions: list[MotionSpec] | None = None
     """How it can move bytes; None: an agent of before there were plans, which moves them directly."""
+    usage: list[PrimaryUsage] = []
+    """Of its primary stores, now. Never in the log: it changes all the time."""
+    machines: list[MachineSpec] | None = None
+    """Every machine that it has; None: an agent that has none to tell of. Each has a stream of its own in the log."""
 
 
 class AgentAnnounced(Event, type="agent.announced"):
@@ -156,6 +171,21 @@ class DeleteDisk(Order, type="order.delete_disk"):
     primary: PrimarySpec
     volume_id: UUID
     path: str = ""
+
+
+class OpenPrimary(Order, type="order.open_primary"):
+    """Look whether this place may be a primary store (it exists, is writable, and empty or ours), mark it, and announce it from
+    now on."""
+
+    primary: PrimarySpec
+    devices: list[str] = []
+    """Of a store of block devices: those that it may use."""
+
+
+class ClosePrimary(Order, type="order.close_primary"):
+    """Announce this primary store no more; what lies there stays. One that is not open counts as closed."""
+
+    primary: PrimarySpec
 
 
 class TakeSnapshot(Order, type="order.take_snapshot"):

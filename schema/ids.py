@@ -21,6 +21,11 @@ def zone_named(name: str) -> UUID:
     return uuid5(NAMESPACE, f"zone/{name}")
 
 
+def host_named(agent: str) -> UUID:
+    """The id that lists show for the host of an agent."""
+    return uuid5(NAMESPACE, f"host/{agent}")
+
+
 def stream(noun: str, thing: UUID | str) -> str:
     """The stream of one thing, `<noun>-<id>`, which is also its partition key."""
     return f"{noun}-{thing}"

@@ -28,6 +28,8 @@ class CreateVolume(Command, type="volume.create"):
     """False: only root admins see it in lists."""
     custom_id: UUID | None = None
     """The volume's id; None: it is derived from the job's."""
+    storage_id: UUID | None = None
+    """The primary store; None: the one of the zone with the most room."""
 
 
 class UpdateVolume(Command, type="volume.update"):

@@ -1,17 +1,10 @@
-"""Commands of the rest of the cloud, and the API itself, as `api.registry` collects them."""
+"""Commands of the API itself, as `api.registry` collects them."""
 
 from __future__ import annotations
 
-from api.api_command import ADMIN, ID, IDS, NAME, ZONE, ApiCommand, Mode, Type, listing, parameter
+from api.api_command import NAME, ApiCommand, Mode, Type, parameter
 
 COMMANDS: tuple[ApiCommand, ...] = (
-    ApiCommand(
-        name="listZones", mode=Mode.LIST, item="zone", noun="zone",
-        parameters=listing(ID, IDS, NAME), filters={"id": "id", "name": "name"}, description="Lists zones."),
-    ApiCommand(
-        name="listStoragePools", mode=Mode.LIST, item="storagepool", noun="primary_store", roles=ADMIN,
-        parameters=listing(ID, NAME, ZONE, parameter("path")),
-        filters={"id": "id", "name": "name", "zoneid": "zone_id", "path": "path"}, description="Lists primary stores."),
     ApiCommand(
         name="listApis", mode=Mode.LIST, item="api", parameters=(NAME, parameter("listall", Type.BOOLEAN)),
         description="Describes the commands of this API."),

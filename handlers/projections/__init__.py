@@ -10,16 +10,28 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bus.event_store import LogRow
-from handlers.projections import identity, image_store, job, offering, place, resource_tag, snapshot, template, volume
+from handlers.projections import (
+    identity,
+    image_store,
+    job,
+    machine,
+    offering,
+    place,
+    primary_store,
+    resource_tag,
+    snapshot,
+    template,
+    volume,
+)
 from handlers.projections.columns import Change, owned
 from schema.codec import UnknownType, decode
 
-TABLES = (*place.TABLES, *image_store.TABLES, *template.TABLES, *volume.TABLES, *snapshot.TABLES, *job.TABLES, *identity.TABLES,
-          *offering.TABLES)
+TABLES = (*place.TABLES, *primary_store.TABLES, *image_store.TABLES, *template.TABLES, *volume.TABLES, *snapshot.TABLES,
+          *job.TABLES, *identity.TABLES, *offering.TABLES, *machine.TABLES)
 FOLDS: Mapping[str, Callable[[Any, str], Iterator[Change]]] = {
     "job": job.fold, "volume": volume.fold, "snapshot": snapshot.fold, "template": template.fold,
-    "image_store": image_store.fold, "resource_tag": resource_tag.fold,
-    "disk_offering": offering.fold} | identity.FOLDS
+    "image_store": image_store.fold, "resource_tag": resource_tag.fold, "disk_offering": offering.fold,
+    "primary_store": primary_store.fold, "machine": machine.fold} | identity.FOLDS
 """Noun -> what (event, time) changes."""
 
 

@@ -1,4 +1,4 @@
-"""Zones, agents and primary stores in the read tables."""
+"""Zones and agents in the read tables."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from typing import Any
 from handlers.projections.columns import Change
 from schema import agent, zone
 
-TABLES = ("zone", "agent", "primary_store")
+TABLES = ("zone", "agent")
 
 
 def fold(event: Any, at: str) -> Iterator[Change]:
     """What an event changes."""
     match event:
         case zone.ZoneCreated():
-            yield "zone", str(event.zone_id), {"name": event.name, "created": at}
-        case zone.PrimaryStoreAnnounced():
-            primary = event.primary
-            yield "primary_store", str(primary.id), {
-                "name": primary.name, "kind": primary.kind, "path": primary.path, "zone_id": str(primary.zone_id),
-                "agent": primary.agent, "hypervisor": event.hypervisor, "total_bytes": event.total_bytes, "created": at}
+            yield "zone", str(event.zone_id), {
+                "name": event.name, "created": at, "network_type": event.network_type, "dns1": event.dns1, "dns2": event.dns2,
+                "internal_dns1": event.internal_dns1, "internal_dns2": event.internal_dns2, "domain": event.domain}
         case agent.AgentAnnounced():
             yield "agent", event.agent, {
                 "zone_id": str(event.zone_id), "roles": event.roles, "hypervisor": event.hypervisor,

@@ -67,8 +67,8 @@ def test_the_edge_knows_only_what_is_handled() -> None:
 
 
 def test_every_noun_with_events_has_a_fold() -> None:
-    """A noun whose stream a decision reads has its evolve; agents, zones and primary stores only announce themselves."""
-    announced = {"agent", "zone", "primary_store", "work"}
+    """A noun whose stream a decision reads has its evolve; agents only announce themselves."""
+    announced = {"agent", "work"}
     nouns = {name.split(".")[0] for (name, _), cls in REGISTRY.items()
              if issubclass(cls, Event) and cls.__module__.startswith("schema.")}
     assert nouns - announced == set(EVOLVE)

@@ -99,9 +99,11 @@ def _equal(have: Any, want: Any) -> bool:
 _COMMON = ("name", "created")
 _OWNED = ("account_id", "account", "domain_id", "domain_path", "project_id")
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "zone": _COMMON,
+    "zone": (*_COMMON, "network_type", "dns1", "dns2", "internal_dns1", "internal_dns2", "domain"),
+    "machine": (*_COMMON, *_OWNED, "state", "memory_mib", "trouble", "agent", "host_id", "zone_id", "hypervisor", "removed"),
     "agent": ("zone_id", "roles", "hypervisor", "providers", "created"),
-    "primary_store": (*_COMMON, "kind", "path", "zone_id", "agent", "hypervisor", "total_bytes"),
+    "primary_store": (*_COMMON, "kind", "path", "zone_id", "agent", "hypervisor", "total_bytes", "state", "scope", "error", "job_id",
+                      "removed"),
     "image_store": (*_COMMON, "provider", "url", "protocol", "scope", "zone_id", "state", "read_only", "error",
                     "job_id", "removed"),
     "domain": (*_COMMON, "parent_id", "domain_id", "domain_path"),
@@ -116,7 +118,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "template_store_ref": ("template_id", "store_id", "key", "state", "size", "physical_size", "created"),
     "volume": (*_COMMON, *_OWNED, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
                "snapshot_id", "hypervisor", "job_id", "error", "removed", "type", "disk_offering_id", "min_iops", "max_iops", "display",
-               "delete_protection"),
+               "delete_protection", "machine_id", "device_id", "attached"),
     "disk_offering": (*_COMMON, "display_text", "disk_size", "tags", "min_iops", "max_iops", "provisioning_type", "domains",
                       "display", "removed"),
     "snapshot": (*_COMMON, *_OWNED, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",

@@ -6,7 +6,9 @@ from api.client.commands.extract import ExtractCommands
 from api.client.commands.identity import IdentityCommands
 from api.client.commands.image_store import ImageStoreCommands
 from api.client.commands.job import JobCommands
+from api.client.commands.machine import MachineCommands
 from api.client.commands.offering import OfferingCommands
+from api.client.commands.place import PlaceCommands
 from api.client.commands.resource_tag import ResourceTagCommands
 from api.client.commands.snapshot import SnapshotCommands
 from api.client.commands.system import SystemCommands
@@ -15,8 +17,8 @@ from api.client.commands.volume import VolumeCommands
 
 
 class Commands(
-    ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, OfferingCommands, ResourceTagCommands,
-    SnapshotCommands, SystemCommands, TemplateCommands, VolumeCommands,
+    ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands, OfferingCommands, PlaceCommands,
+    ResourceTagCommands, SnapshotCommands, SystemCommands, TemplateCommands, VolumeCommands,
 ):
     """All of them."""
 

@@ -21,22 +21,24 @@ class VolumeCommands(Calling):
         self, *, name: str | None = None, size: int | None = None, zoneid: UUID | str | None = None,
         snapshotid: UUID | str | None = None, templateid: UUID | str | None = None, diskofferingid: UUID | str | None = None,
         miniops: int | None = None, maxiops: int | None = None, displayvolume: bool | None = None,
-        customid: UUID | str | None = None, customjobid: UUID | str | None = None, account: str | None = None,
-        domainid: UUID | str | None = None, projectid: UUID | str | None = None,
+        customid: UUID | str | None = None, storageid: UUID | str | None = None, customjobid: UUID | str | None = None,
+        account: str | None = None, domainid: UUID | str | None = None, projectid: UUID | str | None = None,
     ) -> Job[Volume]:
         """Makes a volume, at once: empty (by a disk offering, a size), from a snapshot or a template (extension).
 
         name: the name; size: size in GiB; zoneid: the UUID of the zone; snapshotid: the UUID of the snapshot; templateid: the
         UUID of the template (extension); diskofferingid: the UUID of the disk offering; miniops: least operations a second:
         kept and shown; maxiops: most operations a second: kept and shown; displayvolume: false: only root admins see it;
-        customid: the id that it shall have (root admins); customjobid: the id of the job: sending the same command again with
-        it is the same job; account: the account's name; it is in the domain domainid; domainid: the UUID of the domain; the
-        caller's own when it is left out; projectid: the UUID of the project; -1 in lists: every project
+        customid: the id that it shall have (root admins); storageid: the UUID of the primary store; customjobid: the id of
+        the job: sending the same command again with it is the same job; account: the account's name; it is in the domain
+        domainid; domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of the project;
+        -1 in lists: every project
         """
         answer: Job[Volume] = await self._start("createVolume", "volume", {
             "name": name, "size": size, "zoneid": zoneid, "snapshotid": snapshotid, "templateid": templateid,
             "diskofferingid": diskofferingid, "miniops": miniops, "maxiops": maxiops, "displayvolume": displayvolume,
-            "customid": customid, "customjobid": customjobid, "account": account, "domainid": domainid, "projectid": projectid,
+            "customid": customid, "storageid": storageid, "customjobid": customjobid, "account": account,
+            "domainid": domainid, "projectid": projectid,
         })
         return answer
 

@@ -5,39 +5,6 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 
-class Zone(TypedDict, total=False):
-    """An object under the key `zone`."""
-
-    id: str
-    name: str
-    networktype: str
-    allocationstate: str
-    type: str
-    securitygroupsenabled: bool
-    localstorageenabled: bool
-    dhcpprovider: str
-    tags: list[Any]
-
-
-class Storagepool(TypedDict, total=False):
-    """An object under the key `storagepool`."""
-
-    id: str
-    name: str
-    path: str
-    type: str
-    provider: str
-    scope: str
-    state: str
-    zoneid: str
-    zonename: str
-    hypervisor: str
-    disksizetotal: int
-    created: str
-    agent: str
-    tags: list[Any]
-
-
 class DataStoreProvider(TypedDict, total=False):
     """An object under the key `dataStoreProvider`."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from schema.agent import CreateDisk, DeleteDisk, DeleteImages, DropSnapshot, FetchImage, TakeSnapshot, WriteSnapshot
+from schema.agent import CreateDisk, DeleteDisk, DeleteImages, DropSnapshot, FetchImage, ResizeDisk, TakeSnapshot, WriteSnapshot
 from schema.message import Order
 
 
@@ -24,6 +24,8 @@ def cleaning(order: Order) -> Order | None:
             return DeleteDisk.model_validate(about | {"primary": order.primary, "volume_id": order.volume_id})
         case TakeSnapshot():
             return DropSnapshot.model_validate(about | {"disk": order.disk, "tag": order.tag})
+        case ResizeDisk():
+            return order.model_copy(update={"virtual_size": order.disk.virtual_size, "shrink": True})
         case _:
             return None
 

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents.hypervisors.base import ChangeTracking
+from agents.hypervisors.base import ChangeTracking, Resizable
 from agents.image_stores.base import Measured
 from agents.image_stores.links import make_link, revoke_link, sweep_links
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
-from agents.primary_stores.base import KeepsDrafts
+from agents.primary_stores.base import Bounded, KeepsDrafts
 from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from bus.grant_sealing import answer_to, seal_to
@@ -30,12 +30,14 @@ from schema.agent import (
     DeleteDisk,
     DeleteImages,
     DiskCreated,
+    DiskResized,
     DropSnapshot,
     FetchImage,
     ImageResult,
     LinkMade,
     MakeLink,
     OpenPrimary,
+    ResizeDisk,
     Result,
     RevokeLink,
     ScrubObjects,
@@ -135,6 +137,19 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
     return DiskCreated(disk=disk, physical_size=physical)
 
 
+async def resize_disk(order: ResizeDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskResized:
+    """Another size, where it fits and nothing is lost."""
+    path, primary, hypervisor = _disk(order.disk, tools), tools.primary(order.disk.primary), tools.hypervisor
+    if not isinstance(hypervisor, Resizable):
+        raise WorkFailed(f"{hypervisor.NAME} resizes no disks here", field="id")
+    if isinstance(primary, Bounded) and order.virtual_size > order.disk.virtual_size:
+        await primary.fits(order.disk.path, order.virtual_size)
+    progress("resize", 0, 0)
+    await hypervisor.resize(path, order.virtual_size, shrink=order.shrink)
+    virtual, physical = await hypervisor.measure(path)
+    return DiskResized(virtual_size=virtual, physical_size=physical)
+
+
 async def delete_disk(order: DeleteDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
     """The disk and whatever attempts left."""
     await tools.primary(order.primary).delete(order.volume_id)
@@ -210,6 +225,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     MakeLink: give_link,
     RevokeLink: end_link,
     CreateDisk: create_disk,
+    ResizeDisk: resize_disk,
     DeleteDisk: delete_disk,
     TakeSnapshot: take_snapshot,
     WriteSnapshot: write_snapshot,

@@ -43,7 +43,8 @@ def weights(noun: str, state: Any) -> dict[str, int]:
     match noun:
         case "volume":
             gone = state.status in ("Failed", "Expunged") or (state.status == "Expunging" and state.disk is None)
-            return {} if gone else {"volume": 1, "primary_storage": state.size}
+            size = max(state.size, *state.resizing) if state.resizing else state.size
+            return {} if gone else {"volume": 1, "primary_storage": size}
         case "snapshot":
             there = state.status not in ("Error", "Destroying", "Destroyed", "Hidden")
             return {"snapshot": int(there), "secondary_storage": 0 if state.status == "Destroyed" else state.counted}

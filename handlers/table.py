@@ -19,6 +19,7 @@ from handlers import (
     template_extract,
     volume,
     volume_destroy,
+    volume_resize,
     zone,
 )
 from handlers.decider import Evolve, Flow
@@ -29,6 +30,7 @@ FLOWS: dict[type[Command], Flow] = (
     | template.FLOWS
     | volume.FLOWS
     | volume_destroy.FLOWS
+    | volume_resize.FLOWS
     | offering.FLOWS
     | snapshot.FLOWS
     | scrub.FLOWS

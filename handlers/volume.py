@@ -34,6 +34,9 @@ from schema.volume import (
     VolumeReleased,
     VolumeRenamed,
     VolumeRequested,
+    VolumeResized,
+    VolumeResizeEnded,
+    VolumeResizeStarted,
     VolumeSnapshotStarted,
     VolumeUpdated,
 )
@@ -49,6 +52,11 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Ready", VolumeReleased.TYPE): "Ready",
     ("Ready", VolumeUpdated.TYPE): "Ready",
     ("Snapshotting", VolumeUpdated.TYPE): "Snapshotting",
+    ("Ready", VolumeResizeStarted.TYPE): "Resizing",
+    ("Resizing", VolumeResized.TYPE): "Resizing",
+    ("Resizing", VolumeRenamed.TYPE): "Resizing",
+    ("Resizing", VolumeUpdated.TYPE): "Resizing",
+    ("Resizing", VolumeResizeEnded.TYPE): "Ready",
     ("Ready", VolumeDestroyed.TYPE): "Destroy",
     ("Destroy", VolumeRecovered.TYPE): "Ready",
     ("Destroy", VolumeDeleteRequested.TYPE): "Expunging",
@@ -80,6 +88,8 @@ class VolumeState:
     """It is neither destroyed nor deleted."""
     destroyed_by: UUID | None = None
     """The job that destroyed it last."""
+    resizing: tuple[int, int] | None = None
+    """While it is resized: the bytes that it had, and those that it shall have."""
     head: UUID | None = None
     """The snapshot backed up last: the disk records what changes since."""
 
@@ -104,6 +114,12 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
                            else event.delete_protection)
         case VolumeDestroyed():
             return replace(state, status=status, destroyed_by=event.job_id)
+        case VolumeResizeStarted():
+            return replace(state, status=status, resizing=(state.size, event.virtual_size))
+        case VolumeResized():
+            return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
+        case VolumeResizeEnded():
+            return _resized(replace(state, status=status), event)
         case VolumeSnapshotStarted():
             return replace(state, status=status, busy=event.snapshot_id)
         case VolumeReleased():
@@ -111,6 +127,11 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
                            head=event.head or state.head)
         case _:
             return replace(state, status=status)
+
+
+def _resized(state: VolumeState, event: VolumeResizeEnded) -> VolumeState:
+    disk = state.disk.model_copy(update={"virtual_size": event.virtual_size}) if state.disk is not None else None
+    return replace(state, disk=disk, size=event.virtual_size, resizing=None, offering=event.disk_offering_id or state.offering)
 
 
 def stream(volume_id: UUID) -> str:

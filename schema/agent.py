@@ -165,6 +165,15 @@ class CreateDisk(Order, type="order.create_disk"):
     """The strategy that the plan chose; without meaning where no image is read."""
 
 
+class ResizeDisk(Order, type="order.resize_disk"):
+    """Give a disk at rest `virtual_size` bytes. Smaller only with `shrink`, and only where what is cut off reads as zeros. Its
+    records of changes go: they are of another size. `disk` has the size from before. Reports a DiskResized."""
+
+    disk: DiskRef
+    virtual_size: int
+    shrink: bool = False
+
+
 class DeleteDisk(Order, type="order.delete_disk"):
     """Delete a volume's disk, and whatever attempts of it left behind. An absent one counts as deleted."""
 
@@ -297,6 +306,14 @@ class DiskCreated(Result):
 
     disk: DiskRef
     physical_size: int
+
+
+class DiskResized(Result):
+    """Of ResizeDisk."""
+
+    virtual_size: int
+    """As the disk has it: a whole number of sectors."""
+    physical_size: int = 0
 
 
 class SnapshotFrozen(Result):

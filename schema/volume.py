@@ -91,6 +91,23 @@ class RecoverVolume(Command, type="volume.recover"):
         return f"volume-{self.id}"
 
 
+class ResizeVolume(Command, type="volume.resize"):
+    """Give a volume at rest another size, another offering, or both."""
+
+    id: UUID
+    size: int | None = None
+    """GiB."""
+    shrink_ok: bool = False
+    """It may become smaller: what is cut off must hold nothing."""
+    disk_offering_id: UUID | None = None
+    min_iops: int | None = None
+    max_iops: int | None = None
+
+    def key(self, job_id: UUID) -> str:
+        """The volume."""
+        return f"volume-{self.id}"
+
+
 class VolumeRequested(Event, type="volume.requested"):
     """It exists and its disk is being made."""
 
@@ -154,6 +171,35 @@ class VolumeRecovered(Event, type="volume.recovered"):
     """It is Ready again."""
 
     volume_id: UUID
+
+
+class VolumeResizeStarted(Event, type="volume.resize_started"):
+    """It is being resized (state Resizing)."""
+
+    volume_id: UUID
+    job_id: UUID
+    virtual_size: int
+    """Bytes that it shall have."""
+
+
+class VolumeResized(Event, type="volume.resized"):
+    """Its disk has another size; the job has not ended."""
+
+    volume_id: UUID
+    disk: DiskRef
+    physical_size: int = 0
+
+
+class VolumeResizeEnded(Event, type="volume.resize_ended"):
+    """It is Ready, with its new size, or (failure) with the one that it had."""
+
+    volume_id: UUID
+    virtual_size: int
+    disk_offering_id: UUID | None = None
+    """None: as before. So are the others."""
+    min_iops: int | None = None
+    max_iops: int | None = None
+    failure: Failure | None = None
 
 
 class VolumeSnapshotStarted(Event, type="volume.snapshot_started"):

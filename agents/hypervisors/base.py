@@ -98,6 +98,16 @@ class ChangeTracking(Protocol):
         """Remove every record of ours but this one. An absent disk is fine."""
 
 
+@runtime_checkable
+class Resizable(Protocol):
+    """What a hypervisor can do beyond the contract: give a disk at rest another size."""
+
+    async def resize(self, path: str, virtual_size: int, *, shrink: bool) -> int:
+        """Give it so many bytes, rounded up to sectors; what is added reads as zeros. Smaller only with `shrink`, and only where
+        what is cut off reads as zeros. Every record of changes is forgotten. Returns the size that it has. Raises WorkFailed, and
+        the disk is as it was, where a snapshot is inside it too."""
+
+
 class Untracked(WorkFailed):
     """Nothing reliable is known of what changed; the cause says why."""
 
@@ -107,4 +117,4 @@ GRANULARITY = 1 << 16
 TAG = "sb-"
 """How the names of our snapshots and change records inside a disk begin."""
 
-__all__ = ["GRANULARITY", "TAG", "BlockDevice", "ChangeTracking", "Extent", "Hypervisor", "Untracked"]
+__all__ = ["GRANULARITY", "TAG", "BlockDevice", "ChangeTracking", "Extent", "Hypervisor", "Resizable", "Untracked"]

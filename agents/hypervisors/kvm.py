@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from agents import libnbd, qemu
 from agents.gate import prove_disk
 from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
+from agents.hypervisors.unused import prove_unused
 from agents.primary_stores.block_device import size_of
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
@@ -214,6 +215,26 @@ class KvmHypervisor:
     async def snapshots(self, path: str) -> list[str]:
         """See Hypervisor."""
         return [entry["name"] for entry in (await qemu.info(path, "qcow2")).get("snapshots", [])]
+
+    async def resize(self, path: str, virtual_size: int, *, shrink: bool) -> int:
+        """See Resizable."""
+        found = await qemu.info(path, "qcow2")
+        before, size = int(found["virtual-size"]), -(-virtual_size // 512) * 512
+        if size == before:
+            return size
+        if found.get("snapshots"):
+            raise WorkFailed("the disk holds a snapshot that is not backed up yet", remedy="resize it when that job has ended")
+        if size < before:
+            if not shrink:
+                raise WorkFailed(f"the disk has {before} bytes, and may not become smaller")
+            async with self.open(path) as device:
+                await prove_unused(device, size)
+        for name in _bitmaps_in(found):
+            await _bitmap(path, "--remove", name)
+        await qemu.run("qemu-img", "resize", "-q", *(["--shrink"] if size < before else []), "--image-opts",
+                       qemu.image_options(path), str(size))
+        await in_thread(_sync, path)
+        return size
 
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from agents.hypervisors.base import TAG, Extent, Untracked
+from agents.hypervisors.unused import prove_unused
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
 
@@ -189,6 +190,24 @@ class MemoryHypervisor:
         if path in DISKS:
             for other in [other for other in DISKS[path].marks if other != name and other.startswith(TAG)]:
                 del DISKS[path].marks[other]
+
+    async def resize(self, path: str, virtual_size: int, *, shrink: bool) -> int:
+        """See Resizable."""
+        disk, size = self._disk(path), -(-virtual_size // 512) * 512
+        if size == disk.size:
+            return size
+        if disk.tags:
+            raise WorkFailed("the disk holds a snapshot that is not backed up yet", remedy="resize it when that job has ended")
+        if size < disk.size:
+            if not shrink:
+                raise WorkFailed(f"the disk has {disk.size} bytes, and may not become smaller")
+            async with self.open(path) as device:
+                await prove_unused(device, size)
+            for page in [page for page in disk.pages if page * PAGE >= size]:
+                del disk.pages[page]
+        disk.marks.clear()
+        disk.size = size
+        return size
 
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""

@@ -41,6 +41,14 @@ class KeepsDrafts(Protocol):
         """As `draft`, but what an earlier run of this attempt left in the file stays, whatever it is."""
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """What a primary store whose places have a fixed size has beside the methods of PrimaryStore."""
+
+    async def fits(self, name: str, size: int) -> None:
+        """Raises WorkFailed when the disk of this name cannot have so many virtual bytes where it lies."""
+
+
 class PrimaryStore(Protocol):
     """An open primary store."""
 

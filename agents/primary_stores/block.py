@@ -178,6 +178,14 @@ class BlockPrimaryStore:
         """See PrimaryStore: the device's own path."""
         return os.path.realpath(self._link(plain(name)))
 
+    async def fits(self, name: str, size: int) -> None:
+        """See Bounded: a volume stays on its device."""
+        device = self.locate(name)
+        room, least = await self._run(block_device.size_of, device), needed(size)
+        if room < least:
+            raise WorkFailed(f"the device of the disk has {room} bytes, and a disk of {size} needs {least}", field="size",
+                             remedy="make the device larger, or a new volume on a larger one")
+
     async def exists(self, name: str) -> bool:
         """See PrimaryStore. A device that is gone from the host is not there."""
         return bool(await self._run(self._link(plain(name)).exists))

@@ -7,9 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
-from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, UpdateVolume
+from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, ResizeVolume, UpdateVolume
 
-TEXTS = {"deleteprotection": "true: it is neither destroyed nor deleted", "expunge": "true: delete it at once, for ever",
+TEXTS = {"deleteprotection": "true: it is neither destroyed nor deleted",
+         "shrinkok": "true: it may become smaller, where what is cut off holds nothing",
+         "expunge": "true: delete it at once, for ever",
          "customid": "nothing but the volume's own id: ids are for ever"}
 
 
@@ -43,6 +45,10 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
         parameters=derived(UpdateVolume, texts=TEXTS), related="listVolumes",
         description="Renames a volume, protects it from deletion, shows or hides it."),
+    ApiCommand(
+        name="resizeVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=ResizeVolume,
+        parameters=derived(ResizeVolume, texts=TEXTS), related="listVolumes",
+        description="Gives a volume at rest another size, another disk offering, or both."),
     ApiCommand(
         name="deleteVolume", mode=Mode.SYNC, noun="volume", command=DeleteVolume, parameters=derived(DeleteVolume),
         related="listVolumes", description="Deletes a volume and its bytes, destroyed or not."),

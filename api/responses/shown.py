@@ -16,7 +16,8 @@ from schema.identity import ROOT_OWNER, domain_path
 Row = Mapping[str, Any]
 
 
-PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging"})
+PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging",
+                     "Resizing"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
 
 

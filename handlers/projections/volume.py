@@ -38,6 +38,15 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "volume", key, {"state": "Destroy"}
         case volume.VolumeRecovered():
             yield "volume", key, {"state": "Ready"}
+        case volume.VolumeResizeStarted():
+            yield "volume", key, {"state": "Resizing", "job_id": str(event.job_id)}
+        case volume.VolumeResized():
+            yield "volume", key, {"size": event.disk.virtual_size, "physical_size": event.physical_size}
+        case volume.VolumeResizeEnded():
+            changed = {"disk_offering_id": str(event.disk_offering_id) if event.disk_offering_id else None,
+                       "min_iops": event.min_iops, "max_iops": event.max_iops}
+            yield "volume", key, {"state": "Ready", "size": event.virtual_size} | {
+                name: value for name, value in changed.items() if value is not None}
         case volume.VolumeSnapshotStarted():
             yield "volume", key, {"state": "Snapshotting"}
         case volume.VolumeReleased():

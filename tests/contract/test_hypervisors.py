@@ -25,9 +25,10 @@ from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageFormat
 from tests.contract.change_tracking import ChangeTrackingContract, blocks
 from tests.contract.hypervisor import CLUSTER, MIB, HypervisorContract, data, image_file, spans, whole
+from tests.contract.resizing import ResizingContract
 
 
-class TestMemory(HypervisorContract, ChangeTrackingContract):
+class TestMemory(HypervisorContract, ChangeTrackingContract, ResizingContract):
     @pytest.fixture
     def hypervisor(self) -> Hypervisor:
         return MemoryHypervisor()
@@ -85,7 +86,7 @@ def socket_folders() -> set[str]:
 
 @pytest.mark.needs_qemu
 @pytest.mark.usefixtures("qemu")
-class TestKvm(HypervisorContract, ChangeTrackingContract):
+class TestKvm(HypervisorContract, ChangeTrackingContract, ResizingContract):
     @pytest.fixture
     def hypervisor(self) -> Hypervisor:
         return KvmHypervisor()

@@ -15,7 +15,7 @@ from agents.hypervisors.kvm import KvmHypervisor
 from agents.operations import OPERATIONS
 from agents.primary_stores.block import BlockPrimaryStore, needed
 from agents.toolbox import Toolbox
-from schema.agent import CreateDisk, DeleteDisk, DropSnapshot, TakeSnapshot, WriteSnapshot
+from schema.agent import CreateDisk, DeleteDisk, DropSnapshot, ResizeDisk, TakeSnapshot, WriteSnapshot
 from schema.failure import Refused, WorkFailed
 from schema.image import DiskRef, ImageRef, PrimarySpec, StoreSpec
 from tests.services.loop_devices import LoopDevices
@@ -216,3 +216,26 @@ async def test_a_logical_volume(root: Path, loop_devices: LoopDevices) -> None:
         await BlockPrimaryStore(root).prepare([f"/dev/{group}/v"])
     finally:
         subprocess.run(["vgremove", "-f", "-y", "-qq", group], check=False, capture_output=True)
+
+
+@pytest.mark.needs_qemu
+@pytest.mark.usefixtures("qemu")
+async def test_a_disk_grows_on_its_device_and_not_beyond_it(root: Path, loop_devices: LoopDevices, tmp_path: Path) -> None:
+    room = needed(2 * DISK) + 511 & ~511
+    device = loop_devices.make(room)
+    await BlockPrimaryStore(root).prepare([device])
+    cloud = Cloud(root, tmp_path)
+    disk = await cloud.disk(DISK)
+    with pytest.raises(WorkFailed, match=f"the device of the disk has .* a disk of {4 * DISK} needs"):
+        await cloud.do(ResizeDisk, disk=disk, virtual_size=4 * DISK)
+    assert await KvmHypervisor().measure(cloud.path(disk)) == (DISK, room)
+    assert (await cloud.do(ResizeDisk, disk=disk, virtual_size=2 * DISK)).virtual_size == 2 * DISK
+    content = random.Random(3).randbytes(2 * DISK)
+    async with KvmHypervisor().open(cloud.path(disk), writable=True) as opened:
+        for at in range(0, 2 * DISK, MIB):  # every byte of it fits
+            await opened.write(at, content[at:at + MIB])
+        await opened.flush()
+    async with KvmHypervisor().open(cloud.path(disk)) as opened:
+        assert bytes(await opened.read(0, 2 * DISK)) == content
+    with pytest.raises(WorkFailed, match="cut off"):
+        await cloud.do(ResizeDisk, disk=disk, virtual_size=DISK, shrink=True)

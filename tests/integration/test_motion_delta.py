@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from agents.motion.delta import read_chain
 from agents.operations import OPERATIONS
 from agents.qcow2 import CLUSTER
 from agents.toolbox import Toolbox
-from schema.agent import CreateDisk, DropSnapshot, ImageResult, TakeSnapshot, WriteSnapshot
+from schema.agent import CreateDisk, DropSnapshot, ImageResult, ResizeDisk, TakeSnapshot, WriteSnapshot
 from schema.failure import WorkFailed
 from schema.image import DiskRef, ImageFormat, ImageRef, PrimarySpec, StoreSpec
 from schema.message import Order
@@ -89,6 +90,14 @@ class Disk:
                     self.content[at:at + length] = self.dice.randbytes(length)
                     await device.write(at, self.content[at:at + length])
             await device.flush()
+
+    async def resize(self, size: int) -> None:
+        """By the order; what is added is zeros, what is cut off must be."""
+        done = await self.do(ResizeDisk, disk=self.ref, virtual_size=size, shrink=size < self.size)
+        assert done.virtual_size == size
+        self.content = self.content[:size] + bytearray(max(0, size - self.size))
+        self.size = size
+        img("check", "-f", "qcow2", self.path)
 
     async def snapshot(self, parent: int | None = None, *, later: bool = False, damage: Any = None) -> ImageRef:
         """Take, back up (against link `parent`, unless None), drop. `later`: the disk is written in between."""
@@ -194,6 +203,41 @@ class TestChain:
             await verify_object(disk.store, image.key)
         for number in range(6):
             await disk.judge(number)
+
+    async def test_after_a_resize_the_next_backup_is_full_and_the_one_after_it_a_delta(self, disk: Disk) -> None:
+        """Grown, shrunk, and shrunk and grown again to the size that the parent has: nothing of the old record is believed."""
+        await disk.change(writes=12)
+        await disk.snapshot()
+        for size, why in ((SIZE + 24 * MIB, "bitmap|bytes"), (SIZE - 8 * MIB, "bitmap|bytes"), (SIZE - 4 * MIB, "bitmap|bytes")):
+            if size < disk.size:
+                async with disk.tools.hypervisor.open(disk.path, writable=True) as device:
+                    await device.zero(size, disk.size - size)
+                    await device.flush()
+            await disk.resize(size)
+            await disk.change()
+            image = await disk.snapshot(parent=len(disk.images) - 1)
+            assert image.parent == "" and re.search(why, disk.reasons[-1]), disk.reasons
+            await disk.change()
+            delta = await disk.snapshot(parent=len(disk.images) - 1)
+            assert delta.parent == image.key and disk.reasons[-1] == ""
+        for number in range(len(disk.images)):
+            await disk.judge(number)
+
+    async def test_a_disk_that_was_cut_and_has_its_size_again_is_backed_up_whole(self, disk: Disk) -> None:
+        """The parent holds what was cut off; the record of changes was cut with it, so a delta would bring it back."""
+        async with disk.tools.hypervisor.open(disk.path, writable=True) as device:
+            await device.write(SIZE - MIB, b"old" * 1000)
+            await device.flush()
+        disk.content[SIZE - MIB:SIZE - MIB + 3000] = b"old" * 1000
+        await disk.snapshot()
+        async with disk.tools.hypervisor.open(disk.path, writable=True) as device:
+            await device.zero(SIZE - 2 * MIB, 2 * MIB)
+            await device.flush()
+        await disk.resize(SIZE - 2 * MIB)
+        await disk.resize(SIZE)
+        image = await disk.snapshot(parent=0)
+        assert image.parent == "" and "bitmap" in disk.reasons[-1]
+        await disk.judge(1)
 
     async def test_a_delta_holds_what_changed_and_no_more(self, disk: Disk) -> None:
         async with disk.tools.hypervisor.open(disk.path, writable=True) as device:

@@ -24,6 +24,7 @@ from schema.agent import (
     MakeLink,
     ProviderSpec,
     ReleaseWork,
+    ResizeDisk,
     ScrubObjects,
     TakeSnapshot,
     WorkCancelled,
@@ -208,6 +209,8 @@ def result_of(order: Order) -> dict[str, Any]:
             disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=f"{order.volume_id}.qcow2",
                            virtual_size=order.virtual_size or GIB)
             return {"disk": disk.model_dump(mode="json"), "physical_size": 1}
+        case ResizeDisk():
+            return {"virtual_size": order.virtual_size, "physical_size": 2}
         case TakeSnapshot():
             return {"virtual_size": GIB}
         case MakeLink():

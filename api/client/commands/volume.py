@@ -84,6 +84,24 @@ class VolumeCommands(Calling):
         })
         return answer
 
+    async def resize_volume(
+        self, *, id: UUID | str, size: int | None = None, shrinkok: bool | None = None,
+        diskofferingid: UUID | str | None = None, miniops: int | None = None, maxiops: int | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Gives a volume at rest another size, another disk offering, or both.
+
+        id: the UUID of the thing; size: size in GiB; shrinkok: true: it may become smaller, where what is cut off holds
+        nothing; diskofferingid: the UUID of the disk offering; miniops: least operations a second: kept and shown; maxiops:
+        most operations a second: kept and shown; customjobid: the id of the job: sending the same command again with it is
+        the same job
+        """
+        answer: Job[Volume] = await self._start("resizeVolume", "volume", {
+            "id": id, "size": size, "shrinkok": shrinkok, "diskofferingid": diskofferingid, "miniops": miniops,
+            "maxiops": maxiops, "customjobid": customjobid,
+        })
+        return answer
+
     async def delete_volume(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Success:
         """Deletes a volume and its bytes, destroyed or not.
 

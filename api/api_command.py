@@ -103,6 +103,10 @@ class ApiCommand:
     related: str = ""
     filters: Mapping[str, str] = field(default_factory=dict)
     """Of a list: parameter -> column that must be equal."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Of a list: what its rows have in common, column -> value."""
+    deprecated: str = ""
+    """The name of the command that replaces it: callers are told (`api.deprecation`)."""
 
     @property
     def envelope(self) -> str:
@@ -164,7 +168,8 @@ DESCRIPTIONS = {
     "projectid": "the UUID of the project; -1 in lists: every project", "isrecursive": "domains below the domain too",
     "listall": "everything that the caller may see; false: of its own account only",
     "customjobid": "the id of the job: sending the same command again with it is the same job",
-    "protocol": "scheme of the URL", "type": "the type", "state": "the state", "storageid": "the UUID of the primary store",
+    "protocol": "scheme of the URL", "scope": "how far it reaches: ZONE or REGION",
+    "type": "the type", "state": "the state", "storageid": "the UUID of the primary store",
     "templatefilter": "featured, self, selfexecutable, sharedexecutable, shared, executable, community or all",
     "isready": "true: only those that can be used", "showunique": "true: one row for a template, not one for each zone",
     "startdate": "from this date on: yyyy-MM-dd or yyyy-MM-dd HH:mm:ss", "path": "its path",

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from api import answers, credentials, registry
+from api import answers, credentials, deprecation, registry
 from api.access import SYSTEM, Principal, authorize, resource_of
 from api.answers.job import found
 from api.listing import Lists
@@ -77,6 +77,9 @@ class System(Protocol):
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """One page of a read table, and how many rows match in all."""
+
+    async def counters(self, names: Sequence[str]) -> dict[str, int]:
+        """The values of these counters; one that was never counted is absent."""
 
     async def job(self, job_id: UUID) -> dict[str, Any] | None:
         """A job's row with its progress; None when there is none."""
@@ -139,6 +142,7 @@ class Edge:
         try:
             command = registry.find(spelled)
             allowed(principal, command)
+            deprecation.warn(command)
             async with turn or nullcontext():
                 found = await self._run(command, raw, principal)
             body = found if isinstance(found, dict) else await found()

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import deprecation
 from api.access import SYSTEM, Principal
 from api.answers.system import VERSION
 from api.authentication import Authentication
@@ -99,6 +100,7 @@ def json_response(status: int, body: Mapping[str, Any], error: str = "") -> Resp
 def answered(answer: Answer, parameters: Mapping[str, str] | None = None) -> Response:
     """The answer in the form that the parameters ask for: CloudStack's is XML unless they say response=json."""
     response = json_response(answer.status, answer.body, answer.error)
+    response.headers.update(deprecation.headers(answer.command))
     if parameters is not None and value_of(parameters, "response").lower() != "json":
         response.body = rendered(answer.body, VERSION).encode()
         response.headers["content-type"] = XML_TYPE

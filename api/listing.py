@@ -7,7 +7,7 @@ are in `api.answers`. What is deleted is not listed; `count` is the number of al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -17,6 +17,7 @@ from api.access import SYSTEM, Principal
 from api.ownership import Ownership
 from api.registry import ApiCommand
 from api.responses import Names
+from handlers import capacity
 from handlers.agent import Heard
 from schema.failure import BadParameter
 
@@ -42,6 +43,9 @@ class Reads(Protocol):
 
     async def job(self, job_id: UUID) -> dict[str, Any] | None:
         """A job with its progress."""
+
+    async def counters(self, names: Sequence[str]) -> dict[str, int]:
+        """The values of these counters; one that was never counted is absent."""
 
     async def link(self, link_id: UUID) -> dict[str, Any] | None:
         """A link's state, and its URL while it is good: only for whoever may see that."""
@@ -136,7 +140,7 @@ class Lists:
             where["tags"] = {"has": values["tags"]}
         if "provider" in where:
             where["provider"] = str(where["provider"]).lower()
-        return where
+        return where | dict(command.fixed)
 
     async def by_ids(self, table: str, values: Mapping[str, Any], where: Mapping[str, Any],
                      search: str) -> list[dict[str, Any]]:
@@ -166,6 +170,9 @@ class Lists:
             volumes = await self.lookup("volume", (row.get("volume_id") for row in rows))
             return Names(zones=zones, stores=await self.table("image_store"), volumes=volumes,
                          copies=await self._copies(table, rows), progress=await self._progress(table, rows))
+        if table == "image_store":
+            used = await self.system.counters([capacity.used(UUID(row["id"])) for row in rows])
+            return Names(zones=zones, used={row["id"]: used.get(capacity.used(UUID(row["id"])), 0) for row in rows})
         return Names(zones=zones)
 
     async def _users(self, accounts: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

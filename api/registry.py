@@ -10,6 +10,7 @@ import difflib
 
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
 from api.commands import (
+    deprecated,
     extract,
     identity,
     image_store,
@@ -27,6 +28,7 @@ from schema.failure import Unsupported
 
 COMMANDS: tuple[ApiCommand, ...] = (
     *image_store.COMMANDS,
+    *deprecated.COMMANDS,
     *template.COMMANDS,
     *volume.COMMANDS,
     *offering.COMMANDS,

@@ -52,7 +52,7 @@ async def keep_schedules(runtime: Runtime, *, every_s: int, share: str) -> None:
     while True:
         try:
             await runtime.catch_up()
-            ready = {store.spec.id for store in runtime.directory.stores.values() if store.state == "Ready"}
+            ready = {store.spec.id for store in runtime.directory.of_role() if store.state == "Ready"}
             done &= ready
             for store_id in ready - done:
                 if await runtime.scrub_schedule(store_id) != (every_s, share if every_s else None):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -84,6 +84,10 @@ class System:
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """One page of a read table, and how many rows match in all."""
         return await self.views.rows(table, where, search=search, order=order, limit=limit, offset=offset)
+
+    async def counters(self, names: Sequence[str]) -> dict[str, int]:
+        """The values of these counters; one that was never counted is absent."""
+        return await self.store.counter_values(names) if names else {}
 
     async def job(self, job_id: UUID) -> dict[str, Any] | None:
         """A job's row, with `progress` (stage, bytes, total, rate, eta) while it runs. None when there is none."""

@@ -17,6 +17,8 @@ from schema.message import Command, Secret
 
 Seal = Callable[..., Awaitable[str]]
 """`seal(value, name=...)` -> `vault:<uuid>`, as `bus.vault.Vault.seal`."""
+PLAIN = frozenset({"tags"})
+"""Maps whose values are there to be shown, whatever they are called."""
 NAMES = re.compile(r"(secret|passw|passphrase|token|credential|private_?key|^(api|shared)?_?key$)", re.IGNORECASE)
 """Names of fields whose values are secret. `accesskey` names an account and is not; Swift's bare `key` is."""
 
@@ -44,7 +46,7 @@ def _secrets(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 def _names_a_secret(path: tuple[str, ...]) -> bool:
     # Only inside maps: the fields of commands themselves are known, and `key` there is an object's name.
-    return len(path) > 1 and NAMES.search(path[-1]) is not None
+    return len(path) > 1 and path[0] not in PLAIN and NAMES.search(path[-1]) is not None
 
 
 def refuse_password_in_url(body: dict[str, Any]) -> None:

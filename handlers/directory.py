@@ -6,13 +6,16 @@ deleted, a name taken twice) is guarded by counters and claims in the append, no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from handlers.carriers import Carriers
 from schema.agent import AgentAnnounced, ProviderSpec
+from schema.backup_provider import BackupProviderConfigured
 from schema.image import PrimarySpec, StoreSpec
 from schema.image_store import (
+    IMAGE,
     ImageStoreAdded,
     ImageStoreDeleted,
     ImageStoreRejected,
@@ -29,7 +32,8 @@ from schema.primary_store import (
 )
 from schema.zone import ZoneCreated
 
-PATTERNS = ("zone.#", "primary_store.#", "image_store.#", "agent.#", "machine.announced", "machine.withdrawn")
+PATTERNS = ("zone.#", "primary_store.#", "image_store.#", "agent.#", "machine.announced", "machine.withdrawn",
+            "backup_provider.#")
 """Event types that the directory is folded from."""
 
 
@@ -41,6 +45,8 @@ class Store:
     zone_id: UUID | None
     scope: str
     state: str
+    role: str = IMAGE
+    """IMAGE, or STAGING: then no image is placed on it."""
     read_only: bool = False
     capacity: int | None = None
     """Bytes that the operator lets rest on it; None: no limit but the store's own."""
@@ -60,6 +66,8 @@ class Directory:
     """Primary store -> free bytes as its agent last said: not of the fold, and only where there is a choice."""
     stores: dict[UUID, Store] = field(default_factory=dict)
     agents: dict[str, AgentAnnounced] = field(default_factory=dict)
+    backup_provider: str = ""
+    """The provider that the operator chose for backups; empty: any."""
     used: dict[UUID, int] = field(default_factory=dict)
     """Image store -> bytes on it and reserved, for stores with a capacity: not of the fold, but the counters' values as they
     were when the decision began. The append decides."""
@@ -88,11 +96,14 @@ class Directory:
                 self.machines[event.machine.id] = event
             case MachineWithdrawn():
                 self.machines.pop(event.machine_id, None)
+            case BackupProviderConfigured():
+                self.backup_provider = event.provider
             case ImageStoreRequested():
                 known = self.stores.get(event.store.id)
                 if known is None:
                     self.stores[event.store.id] = Store(
-                        spec=event.store, zone_id=event.zone_id, scope=event.scope, state="Testing")
+                        spec=event.store, zone_id=event.zone_id, scope=event.scope, state="Testing",
+                        role=event.role)
             case ImageStoreAdded():
                 self._change(event.store_id, state="Ready")
             case ImageStoreUpdated():
@@ -113,6 +124,10 @@ class Directory:
         known = self.stores.get(store_id)
         if known is not None:
             self.stores[store_id] = replace(known, state=state)
+
+    def of_role(self, role: str = IMAGE) -> Iterator[Store]:
+        """The stores that are there for images, or for staging."""
+        return (store for store in self.stores.values() if store.role == role)
 
     def providers(self) -> dict[str, ProviderSpec]:
         """Image store plug-ins that agents announced, by lower-case name."""

@@ -1,7 +1,8 @@
 """Image stores: their states, and the flows that add, change and delete them.
 
 Rules kept here: several stores of one provider, never of two; zone-wide providers need a zone, region-wide ones take
-none; nothing may reside on a store that is deleted.
+none; nothing may reside on a store that is deleted. A staging store is of the same kind, and holds no image: placement does not
+see it, and its provider is its own matter.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from uuid import UUID
 from handlers import placement
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
+from handlers.survey import Resident
 from schema.agent import ProviderSpec, StoreTested, TestImageStore
-from schema.failure import BadParameter, Failure, InUse
+from schema.failure import BadParameter, Failure
 from schema.ids import derive
 from schema.image import StoreSpec
 from schema.image_store import (
+    IMAGE,
+    STAGING,
     AddImageStore,
+    CreateStagingStore,
     DeleteImageStore,
+    DeleteStagingStore,
     ImageStoreAdded,
     ImageStoreDeleted,
     ImageStoreRejected,
@@ -51,6 +57,7 @@ class ImageStoreState:
     zone_id: UUID | None
     scope: str
     job_id: UUID
+    role: str = IMAGE
     read_only: bool = False
     capacity: int | None = None
     """Bytes that may rest on it; None: no limit but its own."""
@@ -65,7 +72,7 @@ def evolve(state: ImageStoreState | None, event: Event) -> ImageStoreState:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, ImageStoreRequested):
         return ImageStoreState(status=status, spec=event.store, zone_id=event.zone_id, scope=event.scope,
-                               job_id=event.job_id)
+                               job_id=event.job_id, role=event.role)
     assert state is not None
     if isinstance(event, ImageStoreTested):
         return replace(state, status=status, steps=tuple(event.steps))
@@ -87,10 +94,12 @@ def residents(store_id: UUID) -> str:
     return f"image_store/{store_id}/residents"
 
 
-def _name_claim(name: str) -> str:
-    return f"image_store.name/{name}"
+def _name_claim(name: str, role: str = IMAGE) -> str:
+    return f"{'image_store' if role == IMAGE else 'staging_store'}.name/{name}"
 
 
+STAGES = ("nfs",)
+"""Providers whose stores may be staging stores."""
 PROVIDER_CLAIM = "image_store.provider"
 """Held by every store with its provider as value: shared by stores of one provider, refused to another."""
 
@@ -121,6 +130,7 @@ class AddFlow:
     """Test the store, then let images rest on it."""
 
     subject, placed, cancellable = "image_store", True, True
+    role = IMAGE
 
     def __init__(self) -> None:
         self.steps = (Step(name="test", order=self._test, done=self._tested, attempts=1),)
@@ -144,23 +154,18 @@ class AddFlow:
         check_details(provider, command.details)
         store_id = context.new_id("image_store")
         name = command.name or command.url or command.details.get("bucket", "") or provider.name
-        if any(store.spec.name == name for store in directory.stores.values()):
-            raise BadParameter(f"an image store is already named {name!r}", field="name", remedy="choose another name")
-        other = next((store.spec.provider for store in directory.stores.values()
-                      if store.spec.provider != provider.name.lower()), None)
-        mixed = BadParameter(f"image stores here are of the provider {other or 'another'}; providers are not mixed",
-                             field="provider", remedy="delete the other provider's stores first")
-        if other is not None:
-            raise mixed
-        context.claim(_name_claim(name), str(store_id),
-                      BadParameter(f"an image store is already named {name!r}", field="name"))
-        context.claim(PROVIDER_CLAIM, provider.name.lower(), mixed)
+        taken = BadParameter(f"an image store is already named {name!r}", field="name", remedy="choose another name")
+        if any(store.spec.name == name for store in directory.of_role(self.role)):
+            raise taken
+        context.claim(_name_claim(name, self.role), str(store_id), taken)
+        if self.role == IMAGE:
+            _one_provider(context, provider)
         spec = StoreSpec(id=store_id, name=name, provider=provider.name.lower(), url=command.url,
                          details={key.lower(): value for key, value in command.details.items()},
                          prefix=context.installation)
         context.count(residents(store_id), ceiling=0)
         context.emit(stream(store_id), ImageStoreRequested(
-            store=spec, zone_id=zone_id, scope=provider.scope, job_id=context.job_id))
+            store=spec, zone_id=zone_id, scope=provider.scope, job_id=context.job_id, role=self.role))
         placement.storage_agent(directory, spec.provider, zone_id)
 
     def _scope(self, context: Context, command: AddImageStore, provider: ProviderSpec) -> UUID | None:
@@ -200,16 +205,29 @@ class AddFlow:
         context.emit(stream(state.spec.id), ImageStoreRejected(store_id=state.spec.id, failure=failure))
 
 
+def _one_provider(context: Context, provider: ProviderSpec) -> None:
+    """Hold the provider of all image stores. Raises BadParameter when theirs is another."""
+    other = next((store.spec.provider for store in context.directory.of_role()
+                  if store.spec.provider != provider.name.lower()), None)
+    mixed = BadParameter(f"image stores here are of the provider {other or 'another'}; providers are not mixed",
+                         field="provider", remedy="delete the other provider's stores first")
+    if other is not None:
+        raise mixed
+    context.claim(PROVIDER_CLAIM, provider.name.lower(), mixed)
+
+
 def _release(context: Context, state: ImageStoreState) -> None:
-    context.unclaim(_name_claim(state.spec.name), str(state.spec.id), state.job_id)
-    context.unclaim(PROVIDER_CLAIM, state.spec.provider, state.job_id)
+    context.unclaim(_name_claim(state.spec.name, state.role), str(state.spec.id), state.job_id)
+    if state.role == IMAGE:
+        context.unclaim(PROVIDER_CLAIM, state.spec.provider, state.job_id)
 
 
-def known(context: Context, store_id: UUID) -> ImageStoreState:
-    """The store, while images may rest on it. Raises BadParameter."""
+def known(context: Context, store_id: UUID, role: str = IMAGE) -> ImageStoreState:
+    """The store, while images may rest on it (or be staged there). Raises BadParameter."""
     state = context.state(stream(store_id))
-    if state is None or state.status != "Ready":
-        raise BadParameter(f"no image store has the id {store_id}", field="id", remedy="listImageStores shows them")
+    if state is None or state.status != "Ready" or state.role != role:
+        kind, lists = ("image", "listImageStores") if role == IMAGE else ("staging", "listSecondaryStagingStores")
+        raise BadParameter(f"no {kind} store has the id {store_id}", field="id", remedy=f"{lists} shows them")
     assert isinstance(state, ImageStoreState)
     return state
 
@@ -254,17 +272,71 @@ class UpdateFlow(_Sync):
         return result_of("imagestore", command.id)
 
 
+SHOWN = 20
+"""Residents that a refusal names."""
+
+
+def _told(there: list[Resident]) -> str:
+    """What resides on a store, in one line: of many, the first ones and how many more."""
+    named = ", ".join(f"{each.kind} {each.name or '(no name)'} ({each.id})" for each in there[:SHOWN])
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return f"{len(there)} things reside on the image store: {named}{more}"
+
+
 class DeleteFlow(_Sync):
     """Forget a store on which nothing resides."""
+
+    surveys = True
 
     def start(self, context: Context) -> None:
         """Close the counter of residents: the append refuses it while it is not zero."""
         command = context.command
         assert isinstance(command, DeleteImageStore)
         state = known(context, command.id)
-        context.count(residents(command.id), ceiling=0, otherwise=InUse(
-            "templates or snapshots reside on the image store", field="id",
-            remedy="delete them first; listTemplates and listSnapshots show them"))
+        there = context.survey.residents(command.id)
+        if there:
+            raise BadParameter(_told(there), field="id", remedy="delete them first, and wait for their jobs to end")
+        context.count(residents(command.id), ceiling=0, otherwise=BadParameter(
+            "links to images, or what jobs have still to remove, reside on the image store", field="id",
+            remedy="wait until the links have ended and listAsyncJobs shows no job of the store"))
+        _release(context, state)
+        context.emit(stream(command.id), ImageStoreDeleted(store_id=command.id))
+
+    def finish(self, context: Context) -> dict[str, Any]:
+        """Success, without an object."""
+        return {"success": True}
+
+
+class StagingFlow(AddFlow):
+    """Test a staging store, then let agents of its zone stage there."""
+
+    role = STAGING
+
+    def start(self, context: Context) -> None:
+        """As an image store, of one zone and of a provider that can stage."""
+        command = context.command
+        assert isinstance(command, CreateStagingStore)
+        if command.scope.upper() != "ZONE":
+            raise BadParameter(f"{command.scope[:64]!r} is not ZONE: a staging store serves one zone", field="scope")
+        for value, name in ((command.url, "url"), (command.zone_id, "zoneid")):
+            if not value:
+                raise BadParameter("missing", field=name, remedy="a staging store has a url and a zone")
+        if command.provider.lower() not in STAGES:
+            raise BadParameter(f"the provider {command.provider[:64]!r} cannot stage", field="provider",
+                               remedy=f"it is one of {', '.join(STAGES)}")
+        super().start(context)
+
+
+class DeleteStagingFlow(_Sync):
+    """Forget a staging store that nobody uses."""
+
+    def start(self, context: Context) -> None:
+        """Close the counter of what is staged: the append refuses it while it is not zero."""
+        command = context.command
+        assert isinstance(command, DeleteStagingStore)
+        state = known(context, command.id, STAGING)
+        context.count(residents(command.id), ceiling=0, otherwise=BadParameter(
+            "the staging store is in use", field="id", remedy="wait for the jobs that stage there to end"))
         _release(context, state)
         context.emit(stream(command.id), ImageStoreDeleted(store_id=command.id))
 
@@ -275,6 +347,8 @@ class DeleteFlow(_Sync):
 
 FLOWS: dict[type[Command], Flow] = {
     AddImageStore: AddFlow(),
+    CreateStagingStore: StagingFlow(),
+    DeleteStagingStore: DeleteStagingFlow(),
     UpdateImageStore: UpdateFlow(),
     DeleteImageStore: DeleteFlow(),
 }

@@ -35,14 +35,15 @@ def image_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | No
     new objects, an agent carries it, and `need` bytes are free. `prefer` if it is one, else the one with the most room.
 
     Raises Unavailable, or NoRoom, each naming what was in the way."""
-    reach = [store for store in directory.stores.values() if store.state == "Ready"
+    reach = [store for store in directory.of_role() if store.state == "Ready"
              and (store.scope == "REGION" or zone_id is None or store.zone_id == zone_id)]
     if not reach:
         raise Unavailable("no image store reaches this zone", field="zoneid", remedy="add one with addImageStore")
     kind = [store for store in reach if provider.lower() in ("", store.spec.provider)]
     if not kind:
         raise Unavailable(f"no image store of the provider {provider} reaches this zone", field="provider",
-                          remedy=f"here are: {', '.join(sorted({store.spec.provider for store in reach}))}")
+                          remedy=f"here are: {', '.join(sorted({store.spec.provider for store in reach}))}; "
+                                 "configureBackupProvider chooses among them for backups")
     writable = [store for store in kind if not store.read_only]
     if not writable:
         names = ", ".join(sorted(store.spec.name for store in kind))
@@ -58,6 +59,12 @@ def image_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | No
     # A store without a capacity has as much room as anybody knows.
     return min(roomy, key=lambda store: (store.spec.id != prefer, rooms[store.spec.id] is not None,
                                          -(rooms[store.spec.id] or 0), str(store.spec.id)))
+
+
+def backup_store(directory: Directory, zone_id: UUID | None, *, prefer: UUID | None = None) -> Store:
+    """An image store for a backup: of the provider that configureBackupProvider chose, if it chose one. `prefer`: the store of
+    what it may be a delta of. Raises as `image_store`."""
+    return image_store(directory, zone_id, prefer=prefer, provider=directory.backup_provider)
 
 
 def no_room(stores: list[Store], need: int, measured: int | None = None) -> NoRoom:

@@ -319,7 +319,7 @@ class CreateFlow(_Backup):
         if len(command.name) > 255:
             raise BadParameter("must have at most 255 characters", field="name")
         head: SnapshotState | None = context.state(stream(of.head)) if of.head is not None else None
-        store = placement.image_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
+        store = placement.backup_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
         self.planned(context, of.disk, store, None)  # what cannot be backed up is not taken
         snapshot_id = self.snapshot_id(context)
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(

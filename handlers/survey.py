@@ -31,6 +31,16 @@ Thing = tuple[str, UUID]
 
 
 @dataclass(frozen=True, slots=True)
+class Resident:
+    """What keeps a store from being deleted."""
+
+    kind: str
+    """template, snapshot, hidden snapshot."""
+    id: UUID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """An object that the log knows."""
 
@@ -51,8 +61,12 @@ class Survey:
     position: int = 0
     copies: dict[str, Copy] = field(default_factory=dict)
     """By key."""
-    coming: set[Thing] = field(default_factory=set)
-    """Things whose object is being written."""
+    coming: dict[Thing, UUID] = field(default_factory=dict)
+    """Things whose object is being written, and where."""
+    names: dict[Thing, str] = field(default_factory=dict)
+    """Of what rests somewhere or is coming: its name when it was made."""
+    hidden: set[Thing] = field(default_factory=set)
+    """Deleted snapshots whose bytes others need."""
     _keys: dict[Thing, str] = field(default_factory=dict)
     _running: dict[UUID, list[str]] = field(default_factory=dict)
     """Scrubs that have not ended: the keys they read."""
@@ -73,11 +87,14 @@ class Survey:
                     if key not in unread:
                         self._change(key, looked=position)
             case snapshot.SnapshotRequested():
-                self.coming.add(("snapshot", event.snapshot_id))
+                self._comes(("snapshot", event.snapshot_id), event.store_id, event.name)
             case template.TemplateRegistered():
-                self.coming.add(("template", event.template_id))
+                self._comes(("template", event.template_id), event.store_id, event.name)
             case _:
                 self._thing(event, position)
+
+    def _comes(self, thing: Thing, store_id: UUID, name: str) -> None:
+        self.coming[thing], self.names[thing] = store_id, name
 
     def _thing(self, event: Any, position: int) -> None:
         snapshot_id = getattr(event, "snapshot_id", None)
@@ -85,13 +102,13 @@ class Survey:
         key = self._keys.get(thing, "")
         match event:
             case snapshot.SnapshotBackedUp() | template.TemplateReady():
-                self.coming.discard(thing)
+                self.coming.pop(thing, None)
                 image = event.image
                 self._keys[thing] = image.key
                 self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
                     key=image.key, size=image.physical_size, root=image.root), position)
             case snapshot.SnapshotFailed() | template.TemplateFailed():
-                self.coming.discard(thing)
+                self.coming.pop(thing, None)
                 self._gone(thing)
             case snapshot.SnapshotDeleted() | template.TemplateDeleted():
                 self._gone(thing)
@@ -99,6 +116,7 @@ class Survey:
                 self._change(key, leaving=True)
             case snapshot.SnapshotHidden():
                 self._change(key, leaving=False)
+                self.hidden.add(thing)
             case snapshot.SnapshotQuarantined() | template.TemplateQuarantined():
                 self._change(key, quarantined=True)
             case snapshot.SnapshotQuarantineLifted() | template.TemplateQuarantineLifted():
@@ -111,12 +129,22 @@ class Survey:
 
     def _gone(self, thing: Thing) -> None:
         self.copies.pop(self._keys.pop(thing, ""), None)
+        self.names.pop(thing, None)
+        self.hidden.discard(thing)
 
     # --- what is asked of it ---
 
     def resting(self, store_id: UUID) -> Iterator[Copy]:
         """What rests in a store and is not being deleted."""
         return (copy for copy in self.copies.values() if copy.store_id == store_id and not copy.leaving)
+
+    def residents(self, store_id: UUID) -> list[Resident]:
+        """Whatever keeps a store from being deleted: what rests there, also while it is being deleted, and what is coming."""
+        things = sorted({copy.thing for copy in self.copies.values() if copy.store_id == store_id}
+                        | {thing for thing, where in self.coming.items() if where == store_id},
+                        key=lambda thing: (thing[0], self.names.get(thing, ""), str(thing[1])))
+        return [Resident(f"hidden {thing[0]}" if thing in self.hidden else thing[0], thing[1], self.names.get(thing, ""))
+                for thing in things]
 
     def pick(self, store_id: UUID, share: float) -> tuple[list[ScrubTarget], int]:
         """(what a scrub of so much of a store reads, how many objects rest there). The quarantined ones first, so that a

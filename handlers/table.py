@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers import (
+    backup_provider,
     identity,
     image_store,
     job,
@@ -42,6 +43,7 @@ FLOWS: dict[type[Command], Flow] = (
     | snapshot_delete.FLOWS
     | zone.FLOWS
     | primary_store.FLOWS
+    | backup_provider.FLOWS
 )
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 
@@ -62,6 +64,7 @@ EVOLVE: dict[str, Evolve] = {
     "project": identity.evolve_project,
     "resource_limit": identity.evolve_limit,
     "resource_tag": resource_tag.evolve,
+    "backup_provider": backup_provider.evolve,
     "scrub": scrub.evolve,
     "scrub_schedule": scrub.evolve_schedule,
 }

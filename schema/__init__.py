@@ -5,6 +5,7 @@ Importing this package defines every message, so the registry in `schema.message
 
 from schema import (
     agent,
+    backup_provider,
     identity,
     image_store,
     job,
@@ -25,7 +26,6 @@ from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Repor
 
 __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
-    "agent", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine", "motion", "offering",
-    "primary_store", "resource_tag",
-    "scrub", "snapshot", "template", "volume", "zone",
+    "agent", "backup_provider", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine",
+    "motion", "offering", "primary_store", "resource_tag", "scrub", "snapshot", "template", "volume", "zone",
 ]

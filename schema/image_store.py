@@ -8,6 +8,9 @@ from schema.failure import Failure
 from schema.image import StoreSpec
 from schema.message import Command, Event
 
+IMAGE, STAGING = "Image", "ImageCache"
+"""What a store is for, in CloudStack's words."""
+
 
 class AddImageStore(Command, type="image_store.add"):
     """Add an image store after its connection was tested, step by step."""
@@ -21,6 +24,14 @@ class AddImageStore(Command, type="image_store.add"):
     """Name as listStorageProviders gives it; any case."""
     details: dict[str, str] = {}
     """The provider's settings. A value that its schema marks secret is a vault reference."""
+
+
+class CreateStagingStore(AddImageStore, type="image_store.create_staging"):
+    """Add a staging store of a zone (CloudStack's cache storage) after its connection was tested, step by step."""
+
+    provider: str = "NFS"
+    scope: str = "ZONE"
+    """Nothing else: a staging store serves one zone."""
 
 
 class UpdateImageStore(Command, type="image_store.update"):
@@ -47,6 +58,16 @@ class DeleteImageStore(Command, type="image_store.delete"):
         return f"image_store-{self.id}"
 
 
+class DeleteStagingStore(Command, type="image_store.delete_staging"):
+    """Delete a staging store that nobody uses."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The store."""
+        return f"image_store-{self.id}"
+
+
 class ImageStoreRequested(Event, type="image_store.requested"):
     """A store is being tested; nothing may rest on it yet."""
 
@@ -55,6 +76,8 @@ class ImageStoreRequested(Event, type="image_store.requested"):
     scope: str
     """ZONE or REGION"""
     job_id: UUID
+    role: str = IMAGE
+    """IMAGE: images rest on it. STAGING: only what is on its way through a zone does."""
 
 
 class ImageStoreTested(Event, type="image_store.tested"):

@@ -1,4 +1,4 @@
-"""What agents carry, what this installation can do, and the API itself."""
+"""What this installation can do, and the API itself."""
 
 from __future__ import annotations
 
@@ -7,31 +7,13 @@ from typing import Any
 
 from api import registry
 from api.access import Principal, authorize
-from api.listing import Listed, Lists, Special, page_of
+from api.listing import Listed, Lists, Special
 from api.registry import ApiCommand
-from api.responses import FIELDS, provider_name
+from api.responses import FIELDS
 from schema.failure import BadParameter
 
 VERSION = "4.22.0.0"
 """The CloudStack release whose API is followed."""
-
-
-async def providers(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
-    page, kind = page_of(values), values["type"]
-    found: dict[str, dict[str, Any]] = {}
-    if kind == "image":
-        for agent in (await lists.table("agent")).values():
-            for spec in agent["providers"] or []:
-                found.setdefault(spec["name"].lower(), {
-                    "name": provider_name(spec["name"]), "type": "IMAGE", "scope": spec.get("scope", ""),
-                    "settings": spec.get("settings", {}), "capabilities": spec.get("capabilities", [])})
-    else:
-        for pool in (await lists.table("primary_store")).values():
-            name = provider_name(pool["kind"])
-            found.setdefault(name.lower(), {"name": name, "type": "PRIMARY"})
-    word = (values.get("keyword") or "").lower()
-    every = [item for name, item in sorted(found.items()) if word in name]
-    return every[page.offset:page.offset + page.limit], len(every)
 
 
 async def apis(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
@@ -73,13 +55,14 @@ def describe(command: ApiCommand) -> dict[str, Any]:
     more = {"id": "string"} if command.mode == registry.Mode.CREATE else {}
     if command.is_async:
         more["jobid"] = "string"
+    deprecated = {"deprecated": True, "replacement": command.deprecated} if command.deprecated else {}
     return {
         "name": command.name, "description": command.description, "isasync": command.is_async,
-        "related": command.related, "roles": list(command.roles),
+        "related": command.related, "roles": list(command.roles), **deprecated,
         "params": [{"name": each.name, "description": each.description, "type": str(each.type), "length": each.length,
                     "required": each.required, "related": ""} for each in command.parameters],
         "response": [{"name": name, "description": name, "type": kind} for name, kind in {**fields, **more}.items()]}
 
 
-LISTS: dict[str, Special] = {"listStorageProviders": providers, "listApis": apis}
+LISTS: dict[str, Special] = {"listApis": apis}
 ANSWERS = {"listCapabilities": capabilities}

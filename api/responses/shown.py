@@ -39,6 +39,8 @@ class Names:
     """Thing's id -> its rows in the `*_store_ref` table."""
     progress: Mapping[str, Row] = field(default_factory=dict)
     """Job id -> its progress."""
+    used: Mapping[str, int] = field(default_factory=dict)
+    """Image store's id -> bytes that rest there or are on their way."""
     users: Mapping[str, list[Row]] = field(default_factory=dict)
     """Account id -> its users."""
 

@@ -15,5 +15,5 @@ FIELDS: dict[str, dict[str, str]] = {
         "apilimitinterval": "integer"},
     "api": {
         "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
-        "response": "list", "roles": "list"},
+        "response": "list", "roles": "list", "deprecated": "boolean", "replacement": "string"},
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from bus.event_store import LogRow
 from handlers.projections import (
+    backup_provider,
     identity,
     image_store,
     job,
@@ -26,12 +27,13 @@ from handlers.projections import (
 from handlers.projections.columns import Change, owned
 from schema.codec import UnknownType, decode
 
-TABLES = (*place.TABLES, *primary_store.TABLES, *image_store.TABLES, *template.TABLES, *volume.TABLES, *snapshot.TABLES,
-          *job.TABLES, *identity.TABLES, *offering.TABLES, *machine.TABLES)
+TABLES = (
+    *place.TABLES, *primary_store.TABLES, *image_store.TABLES, *template.TABLES, *volume.TABLES, *snapshot.TABLES, *job.TABLES,
+    *identity.TABLES, *offering.TABLES, *machine.TABLES, *backup_provider.TABLES)
 FOLDS: Mapping[str, Callable[[Any, str], Iterator[Change]]] = {
     "job": job.fold, "volume": volume.fold, "snapshot": snapshot.fold, "template": template.fold,
     "image_store": image_store.fold, "resource_tag": resource_tag.fold, "disk_offering": offering.fold,
-    "primary_store": primary_store.fold, "machine": machine.fold} | identity.FOLDS
+    "primary_store": primary_store.fold, "machine": machine.fold, "backup_provider": backup_provider.fold} | identity.FOLDS
 """Noun -> what (event, time) changes."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from handlers.projections.columns import Change
 from schema import image_store
+from schema.message import Secret
 
 TABLES = ("image_store",)
 
@@ -19,7 +20,8 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             "name": spec.name, "provider": spec.provider, "url": spec.url,
             "protocol": spec.url.split("://", 1)[0] if "://" in spec.url else spec.provider, "scope": event.scope,
             "zone_id": str(event.zone_id) if event.zone_id else None, "state": "Testing", "read_only": False,
-            "job_id": str(event.job_id), "created": at}
+            "job_id": str(event.job_id), "created": at, "role": event.role,
+            "details": {name: None if Secret.is_reference(value) else value for name, value in spec.details.items()}}
         return
     key = str(event.store_id)
     match event:

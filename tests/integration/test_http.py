@@ -251,10 +251,24 @@ async def test_the_api_describes_itself(api: Api) -> None:
 
 async def test_providers_are_those_that_agents_carry(api: Api) -> None:
     image = (await api.ok("listStorageProviders", type="image"))["dataStoreProvider"]
-    assert [each["name"] for each in image] == ["Folder", "S3"]
-    assert image[1]["settings"]["required"] == ["bucket"]
+    assert [each["name"] for each in image] == ["Folder", "NFS", "S3", "Swift"]
+    assert image[2]["settings"]["required"] == ["bucket"]
     primary = (await api.ok("listStorageProviders", type="PRIMARY"))["dataStoreProvider"]
     assert primary == [{"name": "Memory", "type": "PRIMARY"}]
+    staging = (await api.ok("listStorageProviders", type="imagecache"))["dataStoreProvider"]
+    assert [(each["name"], each["type"], each["scope"]) for each in staging] == [("NFS", "ImageCache", "ZONE")]
+
+
+async def test_a_deprecated_command_says_so_in_headers(cloud: Api) -> None:
+    """RFC 9745 and RFC 5829, with the answer and with a refusal, in JSON and XML; others say nothing of the kind."""
+    for parameters in ({"command": "listS3s"}, {"command": "LISTSWIFT", "response": "json"}, {"command": "addSwift", "response": "json"}):
+        async with cloud.http.get(f"{cloud.url}/client/api", params=parameters) as answer:
+            use = "addImageStore" if "add" in parameters["command"] else "listImageStores"
+            assert answer.headers["Deprecation"] == "@1380585600"
+            assert answer.headers["Link"] == f'</client/api?command={use}>; rel="successor-version"'
+            assert f"use {use}" in answer.headers["Warning"]
+    async with cloud.http.get(f"{cloud.url}/client/api", params={"command": "listImageStores"}) as answer:
+        assert not {"Deprecation", "Link", "Warning"} & set(answer.headers)
 
 
 async def test_progress_and_cancel(api: Api) -> None:

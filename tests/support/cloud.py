@@ -42,8 +42,12 @@ TOKEN = b"test-token"
 VAULT_KEY = "the vault's key"
 """To which agents would seal; these seal nothing."""
 ABLE = ["parallel_parts", "ranged_read"]
+SWIFT_SETTINGS = {
+    "properties": {"account": {"type": "string"}, "username": {"type": "string"}, "key": {"type": "string", "format": "password"}},
+    "required": ["username", "key"],
+}
 S3_SETTINGS = {
-    "properties": {"bucket": {"type": "string"}, "accesskey": {"type": "string"},
+    "properties": {"bucket": {"type": "string"}, "endpoint": {"type": "string"}, "accesskey": {"type": "string"},
                    "secretkey": {"type": "string", "format": "password"}},
     "required": ["bucket"],
 }
@@ -83,7 +87,10 @@ class Cloud:
             agent="host-1", zone_id=zone_id, roles=["storage", "hypervisor"], hypervisor="KVM",
             providers=[ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS,
                                     capabilities=[*ABLE, "presigned_get"]),
-                       ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}}, capabilities=ABLE)],
+                       ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}}, capabilities=ABLE),
+                       ProviderSpec(name="nfs", scope="ZONE", settings={"properties": {"mountpoint": {"type": "string"}}},
+                                    capabilities=ABLE),
+                       ProviderSpec(name="swift", scope="REGION", settings=SWIFT_SETTINGS, capabilities=ABLE)],
             primaries=[primary], public_key="k", proof=proof(TOKEN, "host-1", "k")), kind="report")
         return cloud
 

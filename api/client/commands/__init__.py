@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api.client.commands.deprecated import DeprecatedCommands
 from api.client.commands.extract import ExtractCommands
 from api.client.commands.identity import IdentityCommands
 from api.client.commands.image_store import ImageStoreCommands
@@ -17,8 +18,8 @@ from api.client.commands.volume import VolumeCommands
 
 
 class Commands(
-    ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands, OfferingCommands, PlaceCommands,
-    ResourceTagCommands, SnapshotCommands, SystemCommands, TemplateCommands, VolumeCommands,
+    DeprecatedCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands, OfferingCommands,
+    PlaceCommands, ResourceTagCommands, SnapshotCommands, SystemCommands, TemplateCommands, VolumeCommands,
 ):
     """All of them."""
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from api.client.calling import Calling
 from api.client.job import Job
 from api.client.listing import Listing
-from api.client.objects.image_store import Imagestore
+from api.client.objects.image_store import Imagestore, Providers, Secondarystorage
 from api.client.objects.job import Scrub, Success
 from api.client.objects.system import DataStoreProvider
 
@@ -104,8 +104,67 @@ class ImageStoreCommands(Calling):
         answer: Job[Scrub] = await self._start("scrubImageStore", "scrub", {"id": id, "share": share, "customjobid": customjobid})
         return answer
 
+    async def create_secondary_staging_store(
+        self, *, url: str, zoneid: UUID | str | None = None, provider: str | None = None,
+        details: Mapping[str, Any] | None = None, scope: str | None = None, customjobid: UUID | str | None = None,
+    ) -> Secondarystorage:
+        """Tests a staging store step by step and opens it for what is on its way through its zone.
+
+        url: the URL; zoneid: the UUID of the zone; provider: the provider, as listStorageProviders names it; details:
+        settings of the provider: details[0].key=K&details[0].value=V, or details.K=V; scope: how far it reaches: ZONE or
+        REGION; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Secondarystorage = await self._do("createSecondaryStagingStore", "secondarystorage", {
+            "url": url, "zoneid": zoneid, "provider": provider, "details": details, "scope": scope, "customjobid": customjobid,
+        })
+        return answer
+
+    def list_secondary_staging_stores(
+        self, *, id: UUID | str | None = None, name: str | None = None, protocol: str | None = None,
+        provider: str | None = None, zoneid: UUID | str | None = None, keyword: str | None = None, pagesize: int | None = None,
+    ) -> Listing[Imagestore]:
+        """Lists staging stores.
+
+        id: the UUID of the thing; name: the name; protocol: scheme of the URL; provider: the provider, as
+        listStorageProviders names it; zoneid: the UUID of the zone; keyword: part of the name; pagesize: items of a page; -1
+        without page: everything
+        """
+        return self._list("listSecondaryStagingStores", "imagestore", {
+            "id": id, "name": name, "protocol": protocol, "provider": provider, "zoneid": zoneid, "keyword": keyword,
+            "pagesize": pagesize,
+        }, pages=True)
+
+    async def delete_secondary_staging_store(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Success:
+        """Deletes a staging store that nobody uses.
+
+        id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Success = await self._do("deleteSecondaryStagingStore", "", {"id": id, "customjobid": customjobid})
+        return answer
+
+    def list_backup_providers(
+        self, *, name: str | None = None, keyword: str | None = None, pagesize: int | None = None,
+    ) -> Listing[Providers]:
+        """Lists the providers of image stores to which snapshots can be backed up. In CloudStack this name lists plug-ins
+        that back up machines; there are none here.
+
+        name: the provider's name; keyword: part of the name; pagesize: items of a page; -1 without page: everything
+        """
+        return self._list("listBackupProviders", "providers", {
+            "name": name, "keyword": keyword, "pagesize": pagesize,
+        }, pages=True)
+
+    async def configure_backup_provider(self, *, provider: str, customjobid: UUID | str | None = None) -> Success:
+        """Chooses the provider whose image stores take the backups that come from now on (extension).
+
+        provider: the provider, as listStorageProviders names it; customjobid: the id of the job: sending the same command
+        again with it is the same job
+        """
+        answer: Success = await self._do("configureBackupProvider", "", {"provider": provider, "customjobid": customjobid})
+        return answer
+
     def list_storage_providers(
-        self, *, type: Literal["image", "primary"], keyword: str | None = None, pagesize: int | None = None,
+        self, *, type: Literal["image", "primary", "ImageCache"], keyword: str | None = None, pagesize: int | None = None,
     ) -> Listing[DataStoreProvider]:
         """Lists the plug-ins that agents carry for image stores or primary stores.
 

@@ -20,3 +20,33 @@ class Imagestore(TypedDict, total=False):
     hasannotations: bool
     tested: list[Any]
     capacitybytes: int
+    disksizetotal: int
+    disksizeused: int
+
+
+class Providers(TypedDict, total=False):
+    """An object under the key `providers`."""
+
+    name: str
+    description: str
+    capabilities: list[Any]
+    chosen: bool
+
+
+class Secondarystorage(TypedDict, total=False):
+    """An object under the key `secondarystorage`."""
+
+    id: str
+    name: str
+    url: str
+    protocol: str
+    providername: str
+    scope: str
+    zoneid: str
+    zonename: str
+    readonly: bool
+    hasannotations: bool
+    tested: list[Any]
+    capacitybytes: int
+    disksizetotal: int
+    disksizeused: int

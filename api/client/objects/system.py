@@ -48,3 +48,5 @@ class Api(TypedDict, total=False):
     params: list[Any]
     response: list[Any]
     roles: list[Any]
+    deprecated: bool
+    replacement: str

@@ -17,25 +17,28 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from api.cli_form import Form, Format, queried
+from api.cli_profile import profile_app
+
 if TYPE_CHECKING:
     from api.settings import Settings
 
-app = typer.Typer(name="storebus", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+app = typer.Typer(name="storebus", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="The storage lifecycle of a cloud as events: publish commands, subscribe to events, replay history.")
 held_app = typer.Typer(invoke_without_command=True, help="Messages that failed and wait, with those behind them.")
 dlq_app = typer.Typer(invoke_without_command=True, help="Dead letters: messages that nobody can handle.")
+app.add_typer(profile_app, name="profile")
 app.add_typer(held_app, name="held")
 app.add_typer(dlq_app, name="dlq")
 
 
-class Format(StrEnum):
-    """As api.output.Format; here so that help needs no import of it."""
+class Shell(StrEnum):
+    """What `completion` knows."""
 
-    TABLE = "table"
-    JSON = "json"
-    JSONL = "jsonl"
-    YAML = "yaml"
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
 
 
 class Role(StrEnum):
@@ -47,7 +50,6 @@ class Role(StrEnum):
     AGENT = "agent"
 
 
-Form = Annotated[Format | None, typer.Option("-o", "--output", help="table on a terminal, JSON in a pipe.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the installation lives.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="Postgres; unset: the embedded one.")]
 AmqpUrl = Annotated[str | None, typer.Option(help="RabbitMQ; unset: no broker.")]
@@ -155,6 +157,7 @@ def serve(role: Role, data_dir: DataDir = None, amqp_url: AmqpUrl = None, databa
 
 
 @app.command()
+@queried
 def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None,
             new_epoch: Annotated[bool, typer.Option(help="After a restore: readers that are ahead stop.")] = False,
             form: Form = None) -> None:
@@ -176,6 +179,7 @@ def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None,
 
 
 @app.command()
+@queried
 def call(command: Annotated[str, typer.Argument(help="CloudStack's name of it; listApis shows them.")],
          words: Words = None,
          wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end, with its progress.")] = False,
@@ -190,6 +194,7 @@ def call(command: Annotated[str, typer.Argument(help="CloudStack's name of it; l
 
 
 @app.command()
+@queried
 def plan(command: Annotated[str, typer.Argument(help="CloudStack's name of it.")], words: Words = None,
          api_url: ApiUrl = None, profile: ProfileName = None,
          data_dir: DataDir = None, form: Form = None) -> None:
@@ -200,6 +205,7 @@ def plan(command: Annotated[str, typer.Argument(help="CloudStack's name of it.")
 
 
 @app.command()
+@queried
 def scrub(store: Annotated[str, typer.Argument(help="The image store's id or name.")],
           share: Annotated[str, typer.Option(help="How much of it: 5% or 0.05.")] = "5%",
           wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exits 1 when something is bad.")] = False,
@@ -214,6 +220,7 @@ def scrub(store: Annotated[str, typer.Argument(help="The image store's id or nam
 
 
 @app.command()
+@queried
 def publish(command: Annotated[str, typer.Argument(help="CloudStack's name, or the message's, e.g. volume.create.")],
             words: Words = None,
             id: Annotated[Text, typer.Option(help="The job's id: sending again with it is the same job.")] = None,  # noqa: A002
@@ -230,6 +237,7 @@ From = Annotated[str, typer.Option("--from", help="beginning, now, a position, o
 
 
 @app.command()
+@queried
 def subscribe(pattern: Annotated[str, typer.Argument(help="E.g. snapshot.*, volume.#.")] = "#",
               start: From = "beginning",
               group: Annotated[Text, typer.Option(help="A name: goes on where it stopped.")] = None,
@@ -244,6 +252,7 @@ def subscribe(pattern: Annotated[str, typer.Argument(help="E.g. snapshot.*, volu
 
 
 @app.command()
+@queried
 def replay(start: From = "beginning",
            end: Annotated[Text, typer.Option("--to", help="now, a position, or a time.")] = None,
            types: Annotated[list[str] | None, typer.Option("--type", help="E.g. snapshot.*; may be repeated.")] = None,
@@ -264,6 +273,7 @@ def replay(start: From = "beginning",
 
 
 @app.command()
+@queried
 def jobs(job: Annotated[Text, typer.Argument(help="One job: everything it led to.")] = None,
          status: Annotated[Text, typer.Option(help="submitted, running, undoing, completed, failed, cancelled.")] = None,
          limit: Annotated[int, typer.Option(help="The newest so many.")] = 20,
@@ -276,6 +286,7 @@ def jobs(job: Annotated[Text, typer.Argument(help="One job: everything it led to
 
 
 @app.command()
+@queried
 def chain(snapshot: Annotated[str, typer.Argument(help="Its id.")],
           json_form: Annotated[bool, typer.Option("--json", help="As -o json.")] = False,
           data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
@@ -304,28 +315,33 @@ def _messages(group: typer.Typer, *, dead: bool) -> None:
         _run(cli_held.run(settings, action, _output(form), dead=dead, **more))
 
     @group.callback(invoke_without_command=True)
+    @queried
     def nothing(context: typer.Context, data_dir: DataDir = None, database_url: DatabaseUrl = None,
                 form: Form = None) -> None:
         if context.invoked_subcommand is None:
             run("list", data_dir, database_url, form)
 
     @group.command("list")
+    @queried
     def _list(key: Key = None, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
         """List them, in the order they came."""
         run("list", data_dir, database_url, form, key=key)
 
     @group.command("show")
+    @queried
     def _show(number: One, data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
         """One of them, with headers and body."""
         run("show", data_dir, database_url, form, id=number)
 
     @group.command("redrive")
+    @queried
     def _redrive(number: One = None, key: Key = None, every: Every = False, dry_run: DryRun = False,
                  data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
         """Handle them once more, in order."""
         run("redrive", data_dir, database_url, form, id=number, key=key, every=every, dry_run=dry_run)
 
     @group.command("discard")
+    @queried
     def _discard(number: One = None, key: Key = None, every: Every = False, dry_run: DryRun = False,
                  data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
         """Forget them. Their commands never happen."""
@@ -337,6 +353,7 @@ _messages(dlq_app, dead=True)
 
 
 @app.command()
+@queried
 def verify(data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
     """Prove that the history is whole and that everything equals its fold; name what is not."""
     from api import cli_check
@@ -345,6 +362,7 @@ def verify(data_dir: DataDir = None, database_url: DatabaseUrl = None, form: For
 
 
 @app.command()
+@queried
 def doctor(data_dir: DataDir = None, database_url: DatabaseUrl = None, amqp_url: AmqpUrl = None,
            form: Form = None) -> None:
     """Check what this machine and this installation need; a remedy for each fault."""
@@ -355,6 +373,7 @@ def doctor(data_dir: DataDir = None, database_url: DatabaseUrl = None, amqp_url:
 
 
 @app.command()
+@queried
 def config(data_dir: DataDir = None,
            api_port: Annotated[Number, typer.Option(help="As given to up.")] = None,
            amqp_url: AmqpUrl = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
@@ -366,6 +385,7 @@ def config(data_dir: DataDir = None,
 
 
 @app.command()
+@queried
 def asyncapi(form: Form = None) -> None:
     """The AsyncAPI document: every message, for foreign AMQP clients."""
     from api.asyncapi import document, text
@@ -374,6 +394,22 @@ def asyncapi(form: Form = None) -> None:
         _output(form).object(document())
     else:
         sys.stdout.write(text())
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print what a shell needs to complete words of storebus: eval "$(storebus completion bash)"."""
+    from api.completion_scripts import SCRIPTS
+
+    sys.stdout.write(SCRIPTS[shell])
+
+
+@app.command(hidden=True)
+def complete(shell: Shell, line: str, several: bool = True) -> None:
+    """The words that a line may go on with; the shells' scripts ask."""
+    from api.completion import answer
+
+    sys.stdout.write(answer(str(shell), line, several=several))
 
 
 @app.command(hidden=True)

@@ -53,7 +53,7 @@ async def publish(settings: Settings, name: str, words: list[str], *, id: str | 
     message = command.build(parsed.values, job_id)
     async with Bus.connect(settings) as bus:
         job = await bus.publish(message, id=job_id)
-    if form is None or form is Format.TABLE:
+    if (form is None or output.for_people) and output.query is None:
         output.line(str(job.id))
     else:
         output.object({"jobid": str(job.id), "command": message.TYPE})
@@ -97,7 +97,7 @@ async def replay(settings: Settings, types: list[str], *, start: str, end: str |
 def _outcome(outcome: Outcome, output: Output) -> None:
     fields: dict[str, Any] = {"count": outcome.count, "bytes": outcome.bytes, "after": outcome.span.after,
                               "until": outcome.span.until, "last_position": outcome.last_position}
-    if output.form is Format.TABLE:
+    if output.for_people:
         output.rows([*({"type": name, "count": count} for name, count in sorted(outcome.by_type.items())),
                      {"type": "all", "count": outcome.count}])
     else:
@@ -150,7 +150,7 @@ async def jobs(settings: Settings, job_id: str | None, *, status: str | None, li
         _, total = await model.rows("job", where, limit=1)
         rows, _ = await model.rows("job", where, limit=limit, offset=max(0, total - limit))
     output.rows([_job(row) for row in reversed(rows)], JOB_COLUMNS)
-    if total > len(rows) and output.form is Format.TABLE:
+    if total > len(rows) and output.for_people:
         output.say(f"the newest {len(rows)} of {total}; --limit shows more")
     return 0
 

@@ -117,7 +117,7 @@ async def follow(client: Connection, command: str, job_id: str, output: Output, 
         output.say(f"job {job_id} goes on: storebus call queryAsyncJobResult jobid={job_id}; "
                    f"storebus call cancelJob jobid={job_id} stops it")
         raise
-    if found["jobstatus"] != 1 and output.form is Format.JSONL:
+    if found["jobstatus"] != 1 and output.form is Format.JSONL and output.query is None:
         output.object(found)
     job.outcome(found)
     return found
@@ -126,28 +126,31 @@ async def follow(client: Connection, command: str, job_id: str, output: Output, 
 def _told(job: Mapping[str, Any], output: Output) -> int:
     """Print a job that completed; the exit status."""
     result = job.get("jobresult") or {}
-    if output.form is Format.TABLE:
+    if output.for_people:
         things = [thing for thing in result.values() if isinstance(thing, dict)]
         output.object(things[0] if things else result)
     else:
-        output.object(job if output.form is Format.JSONL else result)
+        output.object(job if output.form is Format.JSONL and output.query is None else result)
     return 0
 
 
 def _show(command: str, body: Mapping[str, Any], output: Output) -> None:
     """An answer: what a list lists, or the one thing."""
+    if output.query is not None:  # it is asked of the whole answer, whatever the form
+        output.object(body)
+        return
     items = next((value for value in body.values() if isinstance(value, list)), None)
     if items is not None and output.form in (Format.TABLE, Format.JSONL):
         item = next(name for name, value in body.items() if value is items)
         output.rows(items, COLUMNS.get(item, ()))
-        if output.form is Format.TABLE and body.get("count", len(items)) > len(items):
+        if output.for_people and body.get("count", len(items)) > len(items):
             output.say(f"{len(items)} of {body['count']}; page=2 pagesize=500 shows more")
         return
-    if not body and output.form is Format.TABLE:
+    if not body and output.for_people:
         output.say("nothing")
         return
     things = [value for value in body.values() if isinstance(value, dict)]
-    if len(body) == 1 and things and output.form is Format.TABLE:
+    if len(body) == 1 and things and output.for_people:
         output.object(things[0])
     elif body or output.form is not Format.JSONL:
         output.object(body)

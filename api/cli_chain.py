@@ -25,7 +25,7 @@ async def chain(settings: Settings, snapshot_id: str, *, form: Format | None) ->
     output = Output(form)
     async with views(settings) as model:
         links = await family(model, str(uuid(snapshot_id, "snapshot")))
-    if output.form is Format.TABLE:
+    if output.for_people:
         for line in drawing(links, snapshot_id):
             output.line(line)
     else:

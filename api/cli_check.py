@@ -50,7 +50,7 @@ async def verify(settings: Settings, output: Output) -> int:
         output.rows([{"where": each.where, "what": each.what} for each in findings], ("where", "what"))
         output.say(f"{len(findings)} found")
         return 1
-    if output.form == "table":
+    if output.for_people:
         output.say("the log is whole; claims, counters and read tables equal its fold")
     else:
         output.rows([])

@@ -24,7 +24,7 @@ async def plan(command: str, words: list[str], *, form: Format | None, url: str 
     async with await connection(data_dir, url, profile) as client:
         body = await client.ask("planCommand", {**parameters, "of": command}, repeat=True)
     moves = body.get("plan", [])
-    if output.form is not Format.TABLE:
+    if not output.for_people:
         output.rows(moves)
     elif moves:
         output.rows([line for move in moves for line in lines(move)], COLUMNS)

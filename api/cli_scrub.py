@@ -34,7 +34,7 @@ async def scrub(store: str, share: str, *, form: Format | None, wait: bool, time
             return 0
         job = await follow(client, "scrubImageStore", body["jobid"], output, timeout_s)
     found = job["jobresult"]["scrub"]
-    if output.form is Format.TABLE:
+    if output.for_people:
         lines = list(findings(found))
         if lines:
             output.rows(lines, COLUMNS)

@@ -16,6 +16,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from api.query import CHOSEN, Query
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -59,21 +61,30 @@ def size_text(size: int) -> str:
 
 
 class Output:
-    """Prints in one form. `form` None chooses: a table on a terminal, else JSON (JSON lines for a stream)."""
+    """Prints in one form. `form` None chooses: a table on a terminal, else JSON (JSON lines for a stream). `query`: what is asked
+    of the data before it is printed; unset: what the command line was given."""
 
     def __init__(self, form: Format | None = None, *, stream: bool = False, out: TextIO | None = None,
-                 err: TextIO | None = None) -> None:
+                 err: TextIO | None = None, query: Query | None = None) -> None:
+        self.query = query or CHOSEN.get()
         self.out, self.err = out or sys.stdout, err or sys.stderr
         self.chosen = form is not None
         if form is None:
             form = Format.TABLE if self.out.isatty() else Format.JSONL if stream else Format.JSON
         self.form = form
 
+    @property
+    def for_people(self) -> bool:
+        """A table, of what is shown unless somebody asks for something in it."""
+        return self.form is Format.TABLE and self.query is None
+
     # --- data ---
 
     def rows(self, items: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
         """Many things of one kind. `columns`: what a table shows, in this order; other forms show everything."""
         found = [dict(item) for item in items]
+        if self.query is not None:
+            return self.value(self.query(found))
         match self.form:
             case Format.TABLE:
                 self._table(found, list(columns) or _columns(found))
@@ -87,6 +98,8 @@ class Output:
 
     def object(self, item: Mapping[str, Any]) -> None:
         """One thing."""
+        if self.query is not None:
+            return self.value(self.query(dict(item)))
         match self.form:
             case Format.TABLE:
                 self._table([{"field": name, "value": value} for name, value in item.items()], ["field", "value"])
@@ -98,7 +111,14 @@ class Output:
                 self._yaml(dict(item))
 
     def event(self, item: Mapping[str, Any], columns: Iterable[str]) -> None:
-        """One thing of a stream, printed at once; a table has no head and no frame here."""
+        """One thing of a stream, printed at once; a table has no head and no frame here. One of which a query finds nothing is
+        left out."""
+        if self.query is not None:
+            found = self.query(dict(item))
+            if found is not None:
+                self.value(found)
+                self.out.flush()
+            return
         match self.form:
             case Format.TABLE:
                 self.line("  ".join(plain(item.get(name)) for name in columns))
@@ -108,6 +128,28 @@ class Output:
             case _:
                 self.line(compact(dict(item)))
         self.out.flush()
+
+    def value(self, found: Any) -> None:
+        """Whatever a query found: a table of objects, a line for each simple value; in the other forms as it is."""
+        match self.form:
+            case Format.JSON:
+                self.line(json.dumps(found, ensure_ascii=False, indent=2))
+            case Format.JSONL:
+                for each in found if isinstance(found, list) else [found]:
+                    self.line(compact(each))
+            case Format.YAML:
+                self._yaml(found)
+            case Format.TABLE:
+                objects = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+                if found is None or found in ([], {}):
+                    self.say("nothing")
+                elif isinstance(found, dict):
+                    self._table([{"field": name, "value": value} for name, value in found.items()], ["field", "value"])
+                elif objects:
+                    self._table(found, list(dict.fromkeys(name for each in found for name in each)))
+                else:
+                    for each in found if isinstance(found, list) else [found]:
+                        self.line("\t".join(plain(one) for one in each) if isinstance(each, list) else plain(each))
 
     def line(self, text: str) -> None:
         """A line of data."""
@@ -208,7 +250,8 @@ class JobProgress:
         if text == self._last:
             return
         self._last = text
-        target = self._output.out if self._output.form is Format.JSONL else self._output.err
+        lines = self._output.form is Format.JSONL and self._output.query is None
+        target = self._output.out if lines else self._output.err
         target.write(text + "\n")
         target.flush()
 

@@ -54,16 +54,16 @@ class Shell:
 
     environment: dict[str, str]
 
-    async def start(self, *words: str) -> asyncio.subprocess.Process:
+    async def start(self, *words: str, stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
         """Begin a run."""
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "api.cli", *words, cwd=ROOT, env=self.environment,
+            sys.executable, "-m", "api.cli", *words, cwd=ROOT, env=self.environment, stdin=stdin,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
-    async def __call__(self, *words: str) -> Ran:
-        """A whole run."""
-        process = await self.start(*words)
-        out, err = await asyncio.wait_for(process.communicate(), 60)
+    async def __call__(self, *words: str, typed: str = "") -> Ran:
+        """A whole run. `typed`: what comes on its stdin."""
+        process = await self.start(*words, stdin=asyncio.subprocess.PIPE)
+        out, err = await asyncio.wait_for(process.communicate(typed.encode()), 60)
         assert process.returncode is not None
         ran = Ran(process.returncode, out.decode(), err.decode())
         assert "Traceback" not in ran.err, ran.err
@@ -73,7 +73,7 @@ class Shell:
 def shell(tmp_path: Path, **more: str) -> Shell:
     """A shell whose environment knows no other installation."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
-    return Shell({**kept, "STOREBUS_DATA_DIR": str(tmp_path), "NO_COLOR": "1", "PYTHONWARNINGS": "error", **more})
+    return Shell({**kept, "STOREBUS_DATA_DIR": str(tmp_path), "STOREBUS_CONFIG_DIR": str(tmp_path / "config"), "NO_COLOR": "1", "PYTHONWARNINGS": "error", **more})
 
 
 # --- call: over HTTP -------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ async def test_help_is_instant_and_lists_the_commands(run: Shell) -> None:
         best = min(best, time.monotonic() - began)
     assert best < 0.5  # 0.25 s on an idle machine
     for command in ("up", "serve", "call", "publish", "subscribe", "replay", "jobs", "held", "dlq", "verify", "migrate",
-                    "doctor", "config", "asyncapi"):
+                    "doctor", "config", "asyncapi", "profile", "completion"):
         assert f" {command} " in ran.out
     assert " demo " not in ran.out
 

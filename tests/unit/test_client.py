@@ -42,8 +42,8 @@ def test_the_generated_client_is_current() -> None:
     there = {str(path.relative_to(FOLDER)): path.read_text() for folder in ("commands", "objects")
              for path in (FOLDER / folder).glob("*.py")}
     wanted = sources()
-    assert sorted(there) == sorted(wanted), "run `make golden`"
-    assert not [name for name in wanted if there[name] != wanted[name]], "run `make golden`"
+    assert sorted(there) == sorted(wanted), "run `make golden`, or python -m api.client_source"
+    assert not [name for name in wanted if there[name] != wanted[name]], "run `make golden`, or python -m api.client_source"
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.name not in OURS], ids=lambda command: command.name)

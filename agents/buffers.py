@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -28,7 +29,7 @@ class Buffers:
         self.lent = 0
         self.peak = 0
         """The most that was lent and kept at once: for tests."""
-        self._kept: deque[bytearray] = deque()
+        self._kept: deque[memoryview] = deque()
         self._kept_bytes = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -51,8 +52,9 @@ class Buffers:
         self._give(min(size, self.total))
 
     @contextlib.asynccontextmanager
-    async def buffer(self, size: int) -> AsyncIterator[bytearray]:
-        """A buffer of exactly `size` bytes, with anything in it."""
+    async def buffer(self, size: int) -> AsyncIterator[memoryview]:
+        """A buffer of exactly `size` bytes, with anything in it. It begins at a page, so that disks can be read and written
+        past the host's page cache."""
         counted = min(size, self.total)
         await self._take(counted)
         buffer = self._pick(size)
@@ -65,7 +67,7 @@ class Buffers:
             del buffer
             self._give(counted)
 
-    def try_borrow(self, size: int) -> bytearray | None:
+    def try_borrow(self, size: int) -> memoryview | None:
         """A buffer of exactly `size` bytes now, or none. It is given back by `give_back`."""
         if self._waiting or self.lent + size > self.total:
             return None
@@ -74,7 +76,7 @@ class Buffers:
         self._shrink()
         return buffer
 
-    def give_back(self, buffer: bytearray) -> None:
+    def give_back(self, buffer: memoryview) -> None:
         """Give back what `try_borrow` lent."""
         self._kept.append(buffer)
         self._kept_bytes += len(buffer)
@@ -120,13 +122,13 @@ class Buffers:
                 self.lent += size
                 turn.set_result(None)
 
-    def _pick(self, size: int) -> bytearray:
+    def _pick(self, size: int) -> memoryview:
         for index, buffer in enumerate(self._kept):
             if len(buffer) == size:
                 del self._kept[index]
                 self._kept_bytes -= size
                 return buffer
-        return bytearray(size)
+        return memoryview(mmap.mmap(-1, size))
 
     def _shrink(self) -> None:
         """Let go of what is kept beyond the budget."""

@@ -59,7 +59,7 @@ def _compressor() -> Any:
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
 
-def _pack(first: int, count: int, buffer: bytearray) -> Packed:
+def _pack(first: int, count: int, buffer: memoryview) -> Packed:
     """Compress the clusters in the first half of a batch's buffer into its second. The interpreter's lock is free meanwhile."""
     compressor = _compressor()
     view, end = memoryview(buffer), ROOM // 2
@@ -209,7 +209,7 @@ class _Batch:
     task: asyncio.Task[Packed]
     guest: int
     """Bytes of the disk."""
-    buffer: bytearray
+    buffer: memoryview
     lent: bool
     """By the process's buffers; else it is the transfer's own."""
 
@@ -219,9 +219,9 @@ async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> Compresse
     file = CompressedFile(device.size)
     ahead: deque[_Batch] = deque()
     batches = _batches(layout)
-    own: bytearray | None = bytearray(ROOM)  # one batch goes on however little room there is
+    own: memoryview | None = memoryview(bytearray(ROOM))  # one batch goes on however little room there is
 
-    async def pack(first: int, count: int, buffer: bytearray) -> Packed:
+    async def pack(first: int, count: int, buffer: memoryview) -> Packed:
         there = min(count * CLUSTER, device.size - first * CLUSTER)
         view = memoryview(buffer)
         await read_device(device, view[:there], first * CLUSTER)

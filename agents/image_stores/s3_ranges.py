@@ -72,7 +72,7 @@ class Ranges:
     _context: ssl.SSLContext | None = None
 
     async def read_into(self, key: str, offset: int, view: memoryview) -> bool:
-        """Fill `view` with the object's bytes from `offset` on. False: it was not to be had this way, and `view` holds anything."""
+        """Fill `view` with the object's bytes from `offset` on. False: not to be had this way, and `view` holds anything."""
         if not self.works or not len(view):
             return False
         url, tell, line = await self._url(key), stall.from_thread(), _Line()

@@ -50,6 +50,10 @@ AT_WORK = 2
 BAD_OBJECT = "restore another snapshot, and check the store"
 
 
+Summed = Callable[[Bytes], None]
+"""Adds data to its part's sum. Blocking."""
+
+
 class FastDevice(Protocol):
     """A device that can fill a buffer of the caller's."""
 
@@ -213,8 +217,9 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     await hypervisor.create(path, manifest.virtual_size)
     async with hypervisor.open(path, writable=True) as device:
 
-        async def take(data: Bytes, offset: int) -> None:
+        async def take(data: Bytes, offset: int, summed: Summed) -> None:
             view = memoryview(data)
+            await in_thread(summed, view)
             for start, end in await asyncio.to_thread(runs, data):
                 await device.write(offset + start, view[start:end])
 
@@ -233,8 +238,8 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
         try:
             there = await found(file.descriptor, manifest, progress, workers) if resume else {}
 
-            async def take(data: Bytes, offset: int) -> None:
-                await file.write(data, offset, holes=offset // manifest.part_size not in there)
+            async def take(data: Bytes, offset: int, summed: Summed) -> None:
+                await file.write(data, offset, holes=offset // manifest.part_size not in there, first=summed)
 
             whole = {number for number, right in there.items() if right}
             done = await _read_parts(store, manifest, take, progress, workers, whole)
@@ -247,10 +252,10 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
     return done
 
 
-async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Bytes, int], Awaitable[None]],
+async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Bytes, int, Summed], Awaitable[None]],
                       progress: Progress, workers: int, there: Collection[int] = ()) -> int:
-    """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take(data, offset)`, in ranges, and
-    compare each part with the manifest.
+    """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take(data, offset, summed)`, in ranges, and
+    compare each part with the manifest. `summed` is called with the data, in a thread that works on it anyway.
 
     What is taken becomes a disk only when this returns, so a range need not wait for the rest of its part: memory is
     workers times RANGE whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
@@ -267,8 +272,7 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
             async with _range(store, manifest.key, at, min(RANGE, end - at)) as data:
                 if not len(data):
                     raise manifests.ended(manifest, at)
-                await in_thread(digest.update, data)  # then, not besides: gather() raises before all of it has ended
-                await take(data, at)
+                await take(data, at, digest.update)
                 at += len(data)
                 done += len(data)
             progress("read", done, manifest.physical_size)

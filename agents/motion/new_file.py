@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 from agents.image_stores.base import Bytes
@@ -38,12 +39,16 @@ class NewFile:
         """The file, absent unless `there`, or the block device, with room for `size` bytes. Raises OSError."""
         return cls(*await in_thread(_opened, path, size, there, device))
 
-    async def write(self, data: Bytes, offset: int, *, holes: bool) -> None:
-        """All of it; with `holes`, which is only right where nothing was written before, but the zeros. Raises OSError."""
-        await in_thread(self._write, data, offset, holes)
+    async def write(self, data: Bytes, offset: int, *, holes: bool, first: Callable[[Bytes], None] | None = None) -> None:
+        """All of it; with `holes`, which is only right where nothing was written before, but the zeros. Raises OSError.
 
-    def _write(self, data: Bytes, offset: int, holes: bool) -> None:
+        `first` is called with it beforehand, in the same thread: to start another costs more than to sum a small piece."""
+        await in_thread(self._write, data, offset, holes, first)
+
+    def _write(self, data: Bytes, offset: int, holes: bool, first: Callable[[Bytes], None] | None) -> None:
         view = memoryview(data)
+        if first is not None:
+            first(view)
         cached = False
         for start, end in runs(view) if holes else [(0, len(view))]:
             at = start + self._write_past(view[start:end], offset + start)

@@ -97,6 +97,8 @@ class ApiCommand:
     """Its parameters account, domainid and projectid (`OWNER`) say whose what it makes will be."""
     home: str = ""
     """Its parameter that is the caller's own domain when it is left out."""
+    makes: Callable[[Any], UUID] | None = None
+    """Message -> the id of what it makes, where that does not follow from the job."""
     uses: Mapping[str, Use] = field(default_factory=dict)
     """Parameter -> what is done with the thing that it names, where that is not what `api.ownership` takes for granted: a
     template that is extracted is only used, so it may be a public one."""
@@ -213,7 +215,7 @@ def derived(message: type[Command], *, optional: tuple[str, ...] = (), aliases: 
         found.append(Parameter(
             name=name, type=kind, required=info.is_required() and name not in optional,
             description=(texts or {}).get(name) or describe(name), aliases=(aliases or {}).get(name, ()),
-            length=LENGTHS.get(name, 255),
+            length=LENGTHS.get(name, 255), of_uuids=kind is Type.LIST,
             field=field_name, choices=choices, all_zones=all_zones and name == "zoneid"))
     return (*found, JOB_ID)
 
@@ -224,6 +226,8 @@ def _type_of(info: FieldInfo) -> tuple[Type, tuple[str, ...]]:
         annotation = next(each for each in get_args(annotation) if each is not type(None))
     if get_origin(annotation) is dict:
         return Type.MAP, ()
+    if annotation == list[UUID]:
+        return Type.LIST, ()
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return Type.STRING, tuple(str(each.value) for each in annotation)
     known: dict[Any, Type] = {UUID: Type.UUID, bool: Type.BOOLEAN, int: Type.LONG, str: Type.STRING}

@@ -250,7 +250,8 @@ class Edge:
         if not command.item:
             return {"success": True}
         made = "id" not in type(message).model_fields
-        thing_id = str(derive(job_id, command.noun) if made else message.model_dump()["id"])
+        thing_id = str(command.makes(message) if command.makes is not None else derive(job_id, command.noun) if made
+                       else message.model_dump()["id"])
         return {command.item: await self.lists.object(command.noun, thing_id) or {"id": thing_id}}
 
     async def _ended(self, command: ApiCommand, job_id: UUID) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Lists:
         """The rows of the command's own table that match, and `more` of a filter."""
         page, where = page_of(values), {**self.where_of(command, values), **(more or {})}
         where |= await self.ownership.visible(command, values, principal)
-        if command.noun in ("volume", "snapshot", "image_store", "machine"):
+        if command.noun in ("volume", "snapshot", "snapshot_policy", "image_store", "machine"):
             where["removed"] = None
         if command.noun == "image_store":
             where["state"] = "Ready"
@@ -166,6 +166,8 @@ class Lists:
             sources = await self.lookup("template", (row.get("template_id") for row in rows))
             chosen = await self.lookup("disk_offering", (row.get("disk_offering_id") for row in rows))
             return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources, offerings=chosen)
+        if table == "snapshot_policy":
+            return Names(zones=zones, volumes=await self.lookup("volume", (row["volume_id"] for row in rows)))
         if table in ("template", "snapshot"):
             volumes = await self.lookup("volume", (row.get("volume_id") for row in rows))
             return Names(zones=zones, stores=await self.table("image_store"), volumes=volumes,

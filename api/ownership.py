@@ -20,13 +20,13 @@ from schema.identity import ROOT_OWNER, Owner, Role
 from schema.resource_tag import KINDS
 
 OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit",
-                   "resource_tag", "machine"})
+                   "resource_tag", "machine", "snapshot_policy"})
 """Read tables whose rows belong to accounts."""
 THINGS: Mapping[str, tuple[str, Use]] = {
     "volumeid": ("volume", Use.CHANGE), "snapshotid": ("snapshot", Use.USE), "templateid": ("template", Use.USE),
     "jobid": ("job", Use.CHANGE), "domainid": ("domain", Use.CHANGE), "parentdomainid": ("domain", Use.CHANGE),
     "projectid": ("project", Use.CHANGE), "extractid": ("job", Use.CHANGE), "resourceids": ("", Use.CHANGE),
-    "virtualmachineid": ("machine", Use.CHANGE),
+    "virtualmachineid": ("machine", Use.CHANGE), "policyid": ("snapshot_policy", Use.CHANGE),
 }
 """Parameter -> the table of the thing that it names, and what is done with it unless the command says otherwise. `id` and
 `ids` name things of the command's own noun, `resourceids` those of the parameter `resourcetype`."""
@@ -37,7 +37,8 @@ ROOT_ONLY = frozenset({"customid", "displayvolume"})
 """Parameters that only root admins may give, whatever they name."""
 LISTS = {"volume": "listVolumes", "snapshot": "listSnapshots", "template": "listTemplates", "job": "listAsyncJobs",
          "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects",
-         "resource_limit": "listResourceLimits", "resource_tag": "listTags", "machine": "listVirtualMachines"}
+         "resource_limit": "listResourceLimits", "resource_tag": "listTags", "machine": "listVirtualMachines",
+         "snapshot_policy": "listSnapshotPolicies"}
 
 
 class Reads(Protocol):

@@ -223,7 +223,7 @@ class EventStore(Protocol):
         """Rows of one stream in version order; empty when it does not exist."""
 
     async def read_streams(self, streams: Sequence[str]) -> dict[str, list[LogRow]]:
-        """Whole streams in one round trip; those that do not exist map to an empty list. At most 10,000 rows each."""
+        """Whole streams in one round trip; those that do not exist map to an empty list. """
 
     async def read_log(self, after: int, *, filter: LogFilter | None = None, limit: int = 1000) -> Page:  # noqa: A002
         """Scan on from position `after`; up to `limit` matching rows. Raises LogBroken where a position is missing."""
@@ -259,6 +259,9 @@ class EventStore(Protocol):
         """These counters' values; those that were never counted are left out."""
 
     # --- timers, leases, members: who does what, by the database's clock ---
+
+    async def now(self) -> datetime:
+        """What time it is, by the clock that timers and `recorded_at` are of."""
 
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:
         """Timers whose time has come, each moved on by `again_s`. `all_now`: every timer (after a memory bus died)."""

@@ -48,6 +48,8 @@ class MemoryEventStore:
         self._claims: dict[str, list[Claim]] = {}
         self._counters: dict[str, _Counter] = {}
         self._timers: dict[str, DueTimer] = {}
+        self.ahead = timedelta(0)
+        """How far its clock is from this machine's: for tests of what a clock may do."""
         self._checkpoints: dict[str, Checkpoint] = {}
         self._leases: dict[str, tuple[Lease, datetime]] = {}
         self._fences: dict[str, int] = {}
@@ -69,7 +71,7 @@ class MemoryEventStore:
                 raise Conflict(f"{stream} is at version {actual}, not {version}", stream=stream, actual=actual)
         claims = self._claims_after(request)
         counters = self._counters_after(request.counters)
-        now = datetime.now(UTC)
+        now = await self.now()
         versions = dict(request.expected)
         for row in request.rows:
             versions[row.stream] = version = versions[row.stream] + 1
@@ -196,9 +198,13 @@ class MemoryEventStore:
 
     # --- timers, leases, members ---
 
+    async def now(self) -> datetime:
+        """See EventStore."""
+        return datetime.now(UTC) + self.ahead
+
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:
         """See EventStore."""
-        now = datetime.now(UTC)
+        now = await self.now()
         due = sorted((t for t in self._timers.values() if all_now or t.due_at <= now), key=lambda t: t.due_at)[:limit]
         for timer in due:
             self._timers[timer.id] = replace(timer, due_at=now + timedelta(seconds=again_s))

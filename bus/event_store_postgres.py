@@ -48,6 +48,8 @@ ALIVE_S = 5.0
 POLL_S = 0.25
 VERIFY = "storebus verify names what else is wrong"
 SCAN = 20_000
+WHOLE = 10_000
+"""Rows of a stream that the query read_streams gives at most; longer ones are read on."""
 """Positions looked at by one page of a filtered read: bounds the time of a query that matches little."""
 HELD_BODY = 256 * 1024
 _ROW = partial(tuple.__new__, LogRow)
@@ -178,6 +180,10 @@ class PostgresEventStore:
         found: dict[str, list[LogRow]] = {stream: [] for stream in streams}
         for row in _rows(await self._fetch("read_streams", list(streams))):
             found[row.stream].append(row)
+        for stream, rows in found.items():
+            while rows and len(rows) % WHOLE == 0 and (more := await self.read_stream(
+                    stream, after_version=rows[-1].version, limit=WHOLE)):
+                rows += more
         return found
 
     async def read_log(self, after: int, *, filter: LogFilter | None = None, limit: int = 1000) -> Page:  # noqa: A002
@@ -256,6 +262,11 @@ class PostgresEventStore:
         return {row["name"]: row["value"] for row in await self._fetch("counter_values", list(names))}
 
     # --- timers, leases, members ---
+
+    async def now(self) -> datetime:
+        """See EventStore."""
+        moment: datetime = (await self._fetch("now"))[0][0]
+        return moment
 
     async def due_timers(self, *, limit: int = 100, again_s: float = 10.0, all_now: bool = False) -> list[DueTimer]:
         """See EventStore."""

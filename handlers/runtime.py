@@ -23,7 +23,7 @@ from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
-from handlers import capacity, later, link, scrub, survey
+from handlers import capacity, later, link, scrub, snapshot_due, snapshot_policy, survey
 from handlers.agent import announce, free_bytes
 from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
 from handlers.directory import PATTERNS, Directory
@@ -84,6 +84,8 @@ class Runtime:
                 await self._link_due(UUID(body["link_id"]))
             elif envelope.type == later.TIMER:
                 await later.fire(self, body)
+            elif envelope.type == snapshot_policy.TIMER:
+                await snapshot_due.due(self, UUID(body["policy_id"]))
             else:
                 await self._timer(UUID(body["job_id"]))
             return
@@ -115,10 +117,10 @@ class Runtime:
             raise _as_error(state.failure)
         return {"success": True}, position
 
-    async def begin(self, command: Command, job_id: UUID) -> None:
+    async def begin(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
         """Begin a job as the installation itself, by what the log says now. Begun or ended, it is that job still."""
         self._forget(await self._streams(job_id, command))
-        await self._command(submitted(command, job_id=job_id), logged=False, envelope=Envelope(
+        await self._command(submitted(command, job_id=job_id, owner=owner), logged=False, envelope=Envelope(
             id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
 
     async def precheck(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
@@ -240,6 +242,11 @@ class Runtime:
                 await self.transport.publish(agent_address(row.address), WireMessage(
                     headers=sent.headers(), body=sent.body))
 
+    @staticmethod
+    def folded(stream: str, rows: list[LogRow]) -> Any:
+        """The state that a stream's rows make."""
+        return fold(stream, rows)[1]
+
     async def scrub_schedule(self, store_id: UUID) -> tuple[int, str | None]:
         """(seconds, share) of a store's schedule as the log has it now; (0, None) when it has none."""
         name = scrub.schedule_stream(store_id)
@@ -259,10 +266,7 @@ class Runtime:
                 return
         command = ScheduleScrub(id=store_id, every_s=schedule.every_s if schedule else 0,
                                 share=schedule.share if schedule else "5%", due=run)
-        job_id = derive(store_id, f"scrub-due/{run}")
-        self._states.pop(scrub.schedule_stream(store_id), None)
-        await self._command(submitted(command, job_id=job_id), logged=False, envelope=Envelope(
-            id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
+        await self.begin(command, derive(store_id, f"scrub-due/{run}"))
 
     async def _link_due(self, link_id: UUID) -> None:
         """What is left of a link is to go. As with a scrub, not before its time."""
@@ -276,10 +280,7 @@ class Runtime:
         if left > EARLY_S:
             await self.store.append(AppendRequest(expected={}, rows=(), set_timers=(link.due_timer(link_id, left),)))
             return
-        job_id = derive(link_id, "due")
-        self._states.pop(name, None)
-        await self._command(submitted(EndLink(id=link_id), job_id=job_id), logged=False, envelope=Envelope(
-            id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
+        await self.begin(EndLink(id=link_id), derive(link_id, "due"))
 
     # --- load, decide, append ------------------------------------------------------------------------------------
 

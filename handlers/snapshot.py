@@ -12,14 +12,26 @@ from typing import Any
 from uuid import UUID
 
 from bus.submission import job_stream
-from handlers import capacity, chain, image_store, placement, planner, snapshot_stop, template, volume
+from handlers import (
+    capacity,
+    chain,
+    image_store,
+    placement,
+    planner,
+    resource_tag,
+    snapshot_policy,
+    snapshot_stop,
+    template,
+    volume,
+)
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.directory import Store
 from handlers.job import result_of
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
 from schema.failure import BadParameter, Damage, Failure, Unavailable
-from schema.identity import ROOT_OWNER, Owner
+from schema.identity import ROOT_DOMAIN, ROOT_OWNER, Owner
 from schema.ids import derive
+from schema.ids import stream as thing_stream
 from schema.image import DiskRef, ImageRef
 from schema.message import Command, Event, Order
 from schema.motion import MotionPlan
@@ -106,6 +118,8 @@ class SnapshotState:
     """The job that deletes it."""
     working: UUID | None = None
     """The job that takes it or backs it up, or did."""
+    policy_id: UUID | None = None
+    """The policy that it was taken for."""
     awaited: UUID | None = None
     """The deletion that waits for that job's end."""
     counted: int = 0
@@ -122,7 +136,7 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
     if isinstance(event, SnapshotRequested):
         return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
                              disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id,
-                             working=event.job_id, owner=event.owner)
+                             working=event.job_id, policy_id=event.policy_id, owner=event.owner)
     assert state is not None
     if isinstance(event, SnapshotTaken):
         return replace(state, status=status, on_primary=True, counted=event.reserved)
@@ -184,7 +198,8 @@ class _Backup:
     def follow(self, command: Command, states: Mapping[str, Any]) -> list[str]:
         """The volume's last snapshot: the parent of this one, perhaps; and all that it is built on."""
         heads = [state.head for name, state in states.items() if name.startswith("volume-") and state is not None]
-        return [stream(head) for head in heads if head is not None] + chain.parents(states)
+        policy = snapshot_policy.followed(command, states)
+        return [stream(head) for head in heads if head is not None] + chain.parents(states) + policy
 
     def head(self, context: Context) -> SnapshotState | None:
         """The snapshot that the disk still records changes since."""
@@ -237,8 +252,10 @@ class _Backup:
         """Its bytes are in the store."""
         state, written = self.state(context), ImageResult.model_validate(result)
         capacity.settle(context, state.store_id, state.counted, written.image.physical_size)
+        under = chain.images(context, state.id) if written.image.parent else []
         context.emit(stream(state.id), SnapshotBackedUp(
             snapshot_id=state.id, image=written.image, counted=written.image.physical_size,
+            chain_size=sum(image.physical_size for image in (*under, written.image)),
             reason="" if written.image.parent else written.reason or state.reason))
         if state.parent is not None and not written.image.parent:
             chain.unlink(context, state.parent, state.id)
@@ -277,6 +294,8 @@ class _Backup:
             head=state.id if state.status == "BackedUp" else None))
         if not backing_up:
             snapshot_stop.wake(context, state)
+            if state.status == "BackedUp":
+                snapshot_policy.kept(context, state.policy_id, state.id)
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains, on the disk or in the store."""
@@ -307,17 +326,29 @@ class CreateFlow(_Backup):
 
     def streams(self, job_id: UUID, command: CreateSnapshot) -> list[str]:
         """The new snapshot and its volume."""
-        return [stream(derive(job_id, "snapshot")), volume.stream(command.volume_id)]
+        snapshot_id = derive(job_id, "snapshot")
+        more = [resource_tag.stream(snapshot_id)] if command.tags else []
+        more += [thing_stream("domain", command.domain_id)] if command.domain_id is not None else []
+        return [stream(snapshot_id), volume.stream(command.volume_id), *more]
 
     def start(self, context: Context) -> None:
         """An idle volume and a store that reaches its zone."""
         command = context.command
         assert isinstance(command, CreateSnapshot)
+        if command.policy_id is not None:
+            snapshot_policy.active(context, command.policy_id, "policyid")
+        if command.domain_id not in (None, ROOT_DOMAIN) and context.state(thing_stream("domain", command.domain_id)) is None:
+            raise BadParameter(f"no domain has the id {command.domain_id}", field="domainid", remedy="listDomains shows them")
         of = volume.known(context, command.volume_id, "volumeid")
         volume.idle(of, "volumeid")
         assert of.disk is not None
         if len(command.name) > 255:
             raise BadParameter("must have at most 255 characters", field="name")
+        if command.account not in ("", of.owner.account) or command.domain_id not in (None, of.owner.domain_id):
+            raise BadParameter(f"the volume belongs to the account {of.owner.account}",
+                               field="account" if command.account else "domainid",
+                               remedy="leave it out: a snapshot belongs to its volume's account")
+        snapshot_type = snapshot_policy.type_of(context, command.policy_id, of.id)
         head: SnapshotState | None = context.state(stream(of.head)) if of.head is not None else None
         store = placement.backup_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
         self.planned(context, of.disk, store, None)  # what cannot be backed up is not taken
@@ -327,7 +358,9 @@ class CreateFlow(_Backup):
         context.emit(stream(snapshot_id), SnapshotRequested(
             snapshot_id=snapshot_id, volume_id=of.id, name=command.name or f"{of.name}-{str(snapshot_id)[:8]}",
             zone_id=of.zone_id, disk=of.disk, tag=f"sb-{derive(context.job_id, 'take').hex}",
-            store_id=store.spec.id, job_id=context.job_id, owner=of.owner))
+            store_id=store.spec.id, job_id=context.job_id, owner=of.owner, snapshot_type=snapshot_type,
+            policy_id=command.policy_id))
+        resource_tag.put(context, "Snapshot", snapshot_id, of.owner, command.tags)
         context.emit(volume.stream(of.id), VolumeSnapshotStarted(
             volume_id=of.id, snapshot_id=snapshot_id, job_id=context.job_id))
 

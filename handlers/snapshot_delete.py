@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from handlers import capacity, chain, image_store, snapshot, snapshot_stop, template
+from handlers import capacity, chain, image_store, snapshot, snapshot_policy, snapshot_stop, template
 from handlers.decider import Context, Flow, Step
 from schema.failure import BadParameter, Failure, InUse
 from schema.message import Command, Order
@@ -31,8 +31,9 @@ class DeleteFlow:
         return [snapshot.stream(command.id)]
 
     def follow(self, command: DeleteSnapshot, states: Mapping[str, Any]) -> list[str]:
-        """What it is built on; the volume that it lies in."""
-        return [*chain.parents(states), *snapshot_stop.volumes(states)]
+        """What it is built on; the volume that it lies in; the policy that it was taken for."""
+        own = {name: state for name, state in states.items() if name == snapshot.stream(command.id)}
+        return [*chain.parents(states), *snapshot_stop.volumes(states), *snapshot_policy.followed(command, own)]
 
     def _state(self, context: Context) -> snapshot.SnapshotState:
         command = context.command
@@ -50,6 +51,7 @@ class DeleteFlow:
             return
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
+        snapshot_policy.let_go(context, state.policy_id, state.id)
         doomed = [state] if state.children else [state, *chain.hidden_above(context, state.id)]
         for each in doomed:
             context.emit(snapshot.stream(each.id), SnapshotDeleteRequested(

@@ -16,6 +16,7 @@ from handlers import (
     scrub,
     snapshot,
     snapshot_delete,
+    snapshot_policy,
     template,
     template_extract,
     volume,
@@ -41,6 +42,7 @@ FLOWS: dict[type[Command], Flow] = (
     | template_extract.FLOWS
     | resource_tag.FLOWS
     | snapshot_delete.FLOWS
+    | snapshot_policy.FLOWS
     | zone.FLOWS
     | primary_store.FLOWS
     | backup_provider.FLOWS
@@ -56,6 +58,7 @@ EVOLVE: dict[str, Evolve] = {
     "template": template.evolve,
     "volume": volume.evolve,
     "snapshot": snapshot.evolve,
+    "snapshot_policy": snapshot_policy.evolve,
     "link": link.evolve,
     "disk_offering": offering.evolve,
     "domain": identity.evolve_domain,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers import later, primary_store
+from handlers import later, primary_store, snapshot_policy
 from handlers.decider import Context, Flow, Step
 from handlers.job import result_of
 from handlers.volume import VolumeState, idle, known, stream
@@ -51,8 +51,8 @@ class _Expunge:
         self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
 
     def streams(self, job_id: UUID, command: Any) -> list[str]:
-        """The volume."""
-        return [stream(command.id)]
+        """The volume, and its policies of snapshots."""
+        return [stream(command.id), *snapshot_policy.streams_of(command.id)]
 
     def state(self, context: Context) -> VolumeState:
         """The volume. Raises BadParameter."""
@@ -86,6 +86,7 @@ class _Expunge:
         if state.disk is not None:
             context.count(primary_store.volumes(state.primary.id), -1)
         context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
+        snapshot_policy.drop_all(context, state.id)
 
     def fail(self, context: Context, failure: Failure) -> None:
         """It stays Expunging."""

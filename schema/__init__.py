@@ -17,6 +17,7 @@ from schema import (
     resource_tag,
     scrub,
     snapshot,
+    snapshot_policy,
     template,
     volume,
     zone,
@@ -27,5 +28,6 @@ from schema.message import REGISTRY, Command, Event, Kind, Message, Order, Repor
 __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
     "agent", "backup_provider", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine",
-    "motion", "offering", "primary_store", "resource_tag", "scrub", "snapshot", "template", "volume", "zone",
+    "motion", "offering", "primary_store", "resource_tag", "scrub", "snapshot", "snapshot_policy",
+    "template", "volume", "zone",
 ]

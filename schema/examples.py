@@ -19,6 +19,7 @@ WORDS: dict[str, str] = {
     "tenant": "root", "command": "snapshot.create", "key": "volume-7a1e", "cause": "the store did not answer",
     "remedy": "start it", "field": "url", "step": "backup", "stage": "write", "work": "7a1e.1",
     "expires_at": "2026-11-30T12:00:00Z", "first_at": "2026-11-30T12:00:00Z",
+    "due_at": "2026-11-30T12:00:00Z", "next_at": "2026-12-01T12:00:00Z",
     "password": "vault:7d2f9a10-4c1e-4b53-9a37-0c5f1e2d3b4a",
     "secret_key": "vault:1b9e6c52-8f3d-4e0a-b1c4-6a7d8e9f0a1b", "email": "ann@example.org",
 }

@@ -17,6 +17,14 @@ class CreateSnapshot(Command, type="snapshot.create"):
     name: str = ""
     async_backup: bool = False
     """End the job once the snapshot is on the primary store; a second job backs it up."""
+    tags: dict[str, str] = {}
+    """Given to the snapshot."""
+    policy_id: UUID | None = None
+    """The policy of the same volume that it is taken for: it is of that one's interval, and counts among its snapshots."""
+    account: str = ""
+    """The account that the volume belongs to; empty: whichever it is."""
+    domain_id: UUID | None = None
+    """The domain of that account; None: whichever it is."""
 
     def key(self, job_id: UUID) -> str:
         """The volume."""
@@ -59,6 +67,10 @@ class SnapshotRequested(Event, type="snapshot.requested"):
     """The image store that it will be backed up to."""
     job_id: UUID
     owner: Owner = ROOT_OWNER
+    snapshot_type: str = "MANUAL"
+    """MANUAL, or the interval of its policy: HOURLY, DAILY, WEEKLY, MONTHLY."""
+    policy_id: UUID | None = None
+    """The policy that it was taken for."""
 
 
 class SnapshotTaken(Event, type="snapshot.taken"):
@@ -95,6 +107,8 @@ class SnapshotBackedUp(Event, type="snapshot.backed_up"):
     """Why it is a full image; empty for a delta."""
     counted: int = 0
     """Bytes by which it is counted on its store from now on, in place of what was reserved."""
+    chain_size: int = 0
+    """Bytes of its object and of all that it is a delta of; 0: not told."""
 
 
 class SnapshotLinked(Event, type="snapshot.linked"):

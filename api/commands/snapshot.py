@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+from uuid import UUID
+
 from api.api_command import ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from schema.failure import BadParameter
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
+from schema.snapshot_policy import INTERVALS
+
+LOCATIONS = ("PRIMARY", "SECONDARY")
+CREATE = derived(CreateSnapshot, texts={
+    "tags": "given to the snapshot: tags[0].key=K&tags[0].value=V", "policyid": "the policy of the volume that it is taken for",
+    "account": "the account of the volume", "domainid": "the UUID of the domain of the volume's account"})
+QUIESCE = parameter("quiescevm", Type.BOOLEAN, text="false: nothing here stops a machine's writes for a snapshot")
+LOCATION = parameter("locationtype", choices=LOCATIONS, text="SECONDARY: every snapshot is backed up to an image store")
+
+
+def _create(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
+    if values.get("quiescevm"):
+        raise BadParameter("the volume's primary store cannot quiesce a machine", field="quiescevm", remedy="leave it out")
+    if values.get("locationtype") == "PRIMARY":
+        raise BadParameter("only managed primary stores keep snapshots, and this volume is on none", field="locationtype",
+                           remedy="leave it out, or give SECONDARY; asyncbackup=true ends the job before the backup")
+    by_name = {each.name: each.field for each in CREATE if each.field}
+    return {by_name[name]: value for name, value in values.items() if name in by_name}
+
 
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
-        name="createSnapshot", mode=Mode.CREATE, item="snapshot", noun="snapshot", command=CreateSnapshot,
-        parameters=derived(CreateSnapshot), related="listSnapshots",
+        name="createSnapshot", mode=Mode.CREATE, item="snapshot", noun="snapshot", command=CreateSnapshot, prepare=_create,
+        parameters=(*CREATE, QUIESCE, LOCATION), related="listSnapshots",
         description="Takes a snapshot of a volume and backs it up to an image store."),
     ApiCommand(
         name="listSnapshots", mode=Mode.LIST, item="snapshot", noun="snapshot",
-        parameters=listing(ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), TAGS, access=True),
-        filters={"id": "id", "name": "name", "zoneid": "zone_id", "volumeid": "volume_id"},
-        description="Lists snapshots."),
+        parameters=listing(
+            ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), TAGS,
+            parameter("intervaltype", choices=INTERVALS, text="only those of policies of this interval"),
+            parameter("snapshottype", choices=("MANUAL", "RECURRING", *INTERVALS), text="MANUAL, RECURRING or an interval"),
+            parameter("locationtype", choices=LOCATIONS, text="PRIMARY: not backed up yet"),
+            parameter("showunique", Type.BOOLEAN, text="true: one row for a snapshot, not one for each zone"), access=True),
+        filters={"name": "name", "zoneid": "zone_id", "volumeid": "volume_id", "locationtype": "location_type"},
+        description="Lists snapshots: one row for each snapshot and zone."),
     ApiCommand(
         name="deleteSnapshot", mode=Mode.ASYNC, noun="snapshot", command=DeleteSnapshot,
         parameters=derived(DeleteSnapshot), related="listSnapshots", description="Deletes a snapshot and its bytes."),

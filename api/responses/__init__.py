@@ -7,20 +7,35 @@ may result in one.
 
 from __future__ import annotations
 
-from api.responses import identity, image_store, job, machine, offering, place, resource_tag, snapshot, system, template, volume
+from api.responses import (
+    identity,
+    image_store,
+    job,
+    machine,
+    offering,
+    place,
+    resource_tag,
+    snapshot,
+    snapshot_policy,
+    system,
+    template,
+    volume,
+)
 from api.responses.shown import Names, Show, name_of, percent, provider_name, when
 
 FIELDS: dict[str, dict[str, str]] = (
     image_store.FIELDS | template.FIELDS | volume.FIELDS | snapshot.FIELDS | job.FIELDS | system.FIELDS | identity.FIELDS
-    | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS)
+    | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS
+    | snapshot_policy.FIELDS)
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
 OBJECTS: dict[str, Show] = (
     image_store.OBJECTS | template.OBJECTS | volume.OBJECTS | snapshot.OBJECTS | identity.OBJECTS
-    | resource_tag.OBJECTS | offering.OBJECTS | place.OBJECTS | machine.OBJECTS)
+    | resource_tag.OBJECTS | offering.OBJECTS | place.OBJECTS | machine.OBJECTS
+    | snapshot_policy.OBJECTS)
 """Table -> how its rows are shown."""
 TABLES: dict[str, str] = (
     image_store.TABLES | template.TABLES | volume.TABLES | snapshot.TABLES | identity.TABLES | offering.TABLES
-    | place.TABLES | machine.TABLES)
+    | place.TABLES | machine.TABLES | snapshot_policy.TABLES)
 """Key of an object in a job's result -> its table."""
 
 __all__ = ["FIELDS", "OBJECTS", "TABLES", "Names", "Show", "name_of", "percent", "provider_name", "when"]

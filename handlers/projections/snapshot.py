@@ -8,7 +8,7 @@ from typing import Any
 from handlers.projections.columns import Change, copy, owned, sizes
 from schema import snapshot
 
-TABLES = ("snapshot", "snapshot_store_ref")
+TABLES = ("snapshot", "snapshot_store_ref", "snapshot_zone_ref")
 
 
 def fold(event: Any, at: str) -> Iterator[Change]:
@@ -19,7 +19,10 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "snapshot", key, {
                 "name": event.name, "volume_id": str(event.volume_id), "zone_id": str(event.zone_id),
                 "state": "Creating", "size": event.disk.virtual_size, "on_primary": False,
-                "job_id": str(event.job_id), "created": at, **owned(event.owner)}
+                "job_id": str(event.job_id), "snapshot_type": event.snapshot_type, "location_type": "PRIMARY",
+                "policy_id": str(event.policy_id) if event.policy_id else None, "created": at, **owned(event.owner)}
+            yield "snapshot_zone_ref", f"{key}/{event.zone_id}", {
+                "snapshot_id": key, "zone_id": str(event.zone_id), "created": at}
         case snapshot.SnapshotTaken():
             yield "snapshot", key, {"state": "CreatedOnPrimary", "size": event.virtual_size, "on_primary": True}
         case snapshot.SnapshotBackupStarted():
@@ -28,7 +31,8 @@ def fold(event: Any, at: str) -> Iterator[Change]:
         case snapshot.SnapshotBackedUp():
             image = event.image
             full = {} if image.parent else {"parent_id": None, "depth": 0, "reason": event.reason}
-            yield "snapshot", key, {"state": "BackedUp", **full, **sizes(image)}
+            yield "snapshot", key, {"state": "BackedUp", "location_type": "SECONDARY", **full, **sizes(image),
+                                    "chain_size": event.chain_size or None}
             yield "snapshot_store_ref", f"{key}/{image.store_id}", {
                 "snapshot_id": key, "store_id": str(image.store_id), "key": image.key, "state": "Ready",
                 "root": image.root, "created": at, **sizes(image)}

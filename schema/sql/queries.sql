@@ -6,6 +6,8 @@ SELECT base, failed FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
 SELECT pg_notify('storebus_log', $1)
 -- name: alive
 SELECT 1
+-- name: now
+SELECT clock_timestamp()
 -- name: read_stream
 SELECT position, stream, version, kind, type, type_version, id, key, address, tenant, correlation, causation, recorded_at, payload, meta
 FROM es.event WHERE stream = $1 AND version > $2 ORDER BY version LIMIT $3

@@ -260,6 +260,16 @@ async def test_a_stream_is_read_in_pages(store: EventStore) -> None:
     assert (len(found["a"]), found["none"]) == (10, [])
 
 
+async def test_a_stream_is_read_whole_however_long_it_is(store: EventStore) -> None:
+    """A policy that runs each hour, or its volume, has some ten thousand rows in a year."""
+    for start in range(0, 25_000, 5000):
+        await put(store, "long-1", start - 1, rows=5000)
+    await put(store, "short-1", rows=2)
+    found = await store.read_streams(["long-1", "short-1", "none-1"])
+    assert [len(rows) for rows in found.values()] == [25_000, 2, 0]
+    assert [row.version for row in found["long-1"]] == list(range(25_000))
+
+
 async def test_the_log_is_read_in_pages_without_a_gap(store: EventStore) -> None:
     for n in range(5):
         await put(store, f"s{n}", rows=7)
@@ -355,6 +365,13 @@ async def test_a_lease_has_one_holder_and_its_fence_grows(store: EventStore) -> 
     assert third is not None and third.fence > second.fence
     ends = await asyncio.gather(*(store.acquire_lease("fresh", str(n), ttl_s=30) for n in range(8)))
     assert sum(end is not None for end in ends) == 1
+
+
+async def test_its_clock_is_that_of_its_rows(store: EventStore) -> None:
+    before = await store.now()
+    await put(store, "clock-1")
+    (made,) = await store.read_stream("clock-1")
+    assert before <= made.recorded_at <= await store.now()
 
 
 async def test_a_timer_comes_again_until_it_is_cleared(store: EventStore) -> None:

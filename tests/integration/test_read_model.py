@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from bus.read_model import PostgresReadModel
-from tests.support.system import holds, resource_tags
+from tests.support.system import COLUMNS, holds, resource_tags, snapshots_in_zones
 
 
 @pytest.fixture
@@ -100,3 +100,20 @@ async def test_the_tags_of_what_is_there_are_a_table(model: PostgresReadModel, r
     assert {each["id"]: each for each in found} == wanted
     one, _ = await reader.rows("resource_tag", {"resource_id": "v", "name": "a"}, search="A")
     assert [each["value"] for each in one] == ["1"]
+
+
+async def test_snapshots_stand_in_each_of_their_zones(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    """What tests in memory call snapshot_in_zone is this view: the same rows with the same columns."""
+    snapshots = {"s": {"name": "s", "state": "BackedUp", "snapshot_type": "DAILY", "location_type": "SECONDARY", "tags": {"a": "1"}},
+                 "t": {"name": "t", "state": "Destroyed", "snapshot_type": "MANUAL", "removed": "2026-01-01T00:00:00+00:00"}}
+    places = {"s/1": {"snapshot_id": "s", "zone_id": "1"}, "s/2": {"snapshot_id": "s", "zone_id": "2"},
+              "t/1": {"snapshot_id": "t", "zone_id": "1"}}
+    await model.apply([("snapshot", key, columns) for key, columns in snapshots.items()]
+                      + [("snapshot_zone_ref", key, columns) for key, columns in places.items()])
+    wanted = snapshots_in_zones({"snapshot": {key: {**columns, "id": key} for key, columns in snapshots.items()},
+                                 "snapshot_zone_ref": {key: {**columns, "id": key} for key, columns in places.items()}})
+    found, total = await reader.rows("snapshot_in_zone", order="id")
+    assert total == 3 and {each["id"]: each for each in found} == wanted
+    assert set(found[0]) == {*COLUMNS["snapshot_in_zone"], "id"}
+    daily, _ = await reader.rows("snapshot_in_zone", {"removed": None, "snapshot_type": {"in": ["DAILY"]}, "zone_id": "2"}, search="S")
+    assert [each["id"] for each in daily] == ["s/2"]

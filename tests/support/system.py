@@ -38,6 +38,7 @@ class FoldedViews:
                 else:
                     rows[key] = {**rows.get(key, {}), **columns, "id": key}
         tables["resource_tag"] = resource_tags(tables)
+        tables["snapshot_in_zone"] = snapshots_in_zones(tables)
         return tables
 
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
@@ -57,6 +58,14 @@ class FoldedViews:
 
     async def aclose(self) -> None:
         """Nothing."""
+
+
+def snapshots_in_zones(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """As the view read.snapshot_in_zone."""
+    whole = tables.get("snapshot", {})
+    return {key: {column: whole[ref["snapshot_id"]].get(column) for column in COLUMNS["snapshot_in_zone"]}
+            | {"id": key, "snapshot_id": ref["snapshot_id"], "zone_id": ref["zone_id"]}
+            for key, ref in tables.get("snapshot_zone_ref", {}).items() if ref["snapshot_id"] in whole}
 
 
 def resource_tags(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -123,7 +132,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "disk_offering": (*_COMMON, "display_text", "disk_size", "tags", "min_iops", "max_iops", "provisioning_type", "domains",
                       "display", "removed"),
     "snapshot": (*_COMMON, *_OWNED, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",
-                 "removed"),
+                 "removed", "snapshot_type", "policy_id", "location_type", "chain_size"),
+    "snapshot_in_zone": (*_COMMON, *_OWNED, "snapshot_id", "zone_id", "volume_id", "state", "snapshot_type", "location_type", "tags",
+                         "removed"),
+    "snapshot_zone_ref": ("snapshot_id", "zone_id", "created"),
+    "snapshot_policy": (*_COMMON, *_OWNED, "volume_id", "interval_type", "schedule", "timezone", "max_snaps", "for_display",
+                        "zone_ids", "tags", "next_at", "last_at", "last_job_id", "removed"),
     "snapshot_store_ref": ("snapshot_id", "store_id", "key", "state", "size", "physical_size", "created"),
     "job": (*_OWNED, "command", "status", "step", "subject", "result", "failure", "principal", "body", "cancel_requested",
             "work", "parent", "created", "completed"),

@@ -80,6 +80,9 @@ async def world() -> World:
             await ended(made, name)
             body = await made.ok(name, "createSnapshot", volumeid=made.things["volume", name])
             made.things["snapshot", name], made.things["job", name] = body["id"], body["jobid"]
+            made.things["snapshot_policy", name] = (await made.ok(
+                name, "createSnapshotPolicy", volumeid=made.things["volume", name], intervaltype="DAILY", schedule="0:3", timezone="UTC",
+                maxsnaps=2))["snapshotpolicy"]["id"]
         for name in PEOPLE:
             await ended(made, name)
     return made
@@ -157,7 +160,8 @@ def table_of(command: str, parameter: str) -> str:
 async def test_a_foreign_thing_looks_absent_to_every_command(made: World, command: str, parameter: str) -> None:
     """Each person, each other's thing: refused in the words for an unknown id, nothing written; never refused so when allowed."""
     table = table_of(command, parameter)
-    filler = {each.name: "1" for each in find(command).parameters if each.required and each.name != parameter}
+    filler = {each.name: each.choices[0] if each.choices else "1" for each in find(command).parameters
+              if each.required and each.name != parameter}
     use = find(command).uses.get(parameter, THINGS.get(parameter, ("", Use.CHANGE))[1])
     for person in PEOPLE:
         unknown = uuid4()

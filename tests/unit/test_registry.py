@@ -73,7 +73,8 @@ def test_each_entry_is_whole(command: ApiCommand) -> None:
 def test_parameters_follow_their_fields() -> None:
     """Names without underscores, types and requirements from the annotations."""
     by_name = {each.name: each for each in find("createSnapshot").parameters}
-    assert set(by_name) == {"volumeid", "name", "asyncbackup", "customjobid"}
+    assert set(by_name) == {"volumeid", "name", "asyncbackup", "tags", "policyid", "account", "domainid", "quiescevm",
+                            "locationtype", "customjobid"}
     assert (by_name["volumeid"].type, by_name["volumeid"].required) == (Type.UUID, True)
     assert (by_name["asyncbackup"].type, by_name["asyncbackup"].required) == (Type.BOOLEAN, False)
     template = {each.name: each for each in find("registerTemplate").parameters}

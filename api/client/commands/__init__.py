@@ -12,6 +12,7 @@ from api.client.commands.offering import OfferingCommands
 from api.client.commands.place import PlaceCommands
 from api.client.commands.resource_tag import ResourceTagCommands
 from api.client.commands.snapshot import SnapshotCommands
+from api.client.commands.snapshot_policy import SnapshotPolicyCommands
 from api.client.commands.system import SystemCommands
 from api.client.commands.template import TemplateCommands
 from api.client.commands.volume import VolumeCommands
@@ -19,7 +20,8 @@ from api.client.commands.volume import VolumeCommands
 
 class Commands(
     DeprecatedCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands, OfferingCommands,
-    PlaceCommands, ResourceTagCommands, SnapshotCommands, SystemCommands, TemplateCommands, VolumeCommands,
+    PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands, SystemCommands, TemplateCommands,
+    VolumeCommands,
 ):
     """All of them."""
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from api.client.calling import Calling
@@ -19,38 +19,50 @@ class SnapshotCommands(Calling):
 
     async def create_snapshot(
         self, *, volumeid: UUID | str, name: str | None = None, asyncbackup: bool | None = None,
-        customjobid: UUID | str | None = None,
+        tags: Mapping[str, Any] | None = None, policyid: UUID | str | None = None, account: str | None = None,
+        domainid: UUID | str | None = None, customjobid: UUID | str | None = None, quiescevm: bool | None = None,
+        locationtype: Literal["PRIMARY", "SECONDARY"] | None = None,
     ) -> Job[Snapshot]:
         """Takes a snapshot of a volume and backs it up to an image store.
 
         volumeid: the UUID of the volume; name: the name; asyncbackup: end the job once the snapshot is on the primary store;
-        customjobid: the id of the job: sending the same command again with it is the same job
+        tags: given to the snapshot: tags[0].key=K&tags[0].value=V; policyid: the policy of the volume that it is taken for;
+        account: the account of the volume; domainid: the UUID of the domain of the volume's account; customjobid: the id of
+        the job: sending the same command again with it is the same job; quiescevm: false: nothing here stops a machine's
+        writes for a snapshot; locationtype: SECONDARY: every snapshot is backed up to an image store
         """
         answer: Job[Snapshot] = await self._start("createSnapshot", "snapshot", {
-            "volumeid": volumeid, "name": name, "asyncbackup": asyncbackup, "customjobid": customjobid,
+            "volumeid": volumeid, "name": name, "asyncbackup": asyncbackup, "tags": tags, "policyid": policyid,
+            "account": account, "domainid": domainid, "customjobid": customjobid, "quiescevm": quiescevm,
+            "locationtype": locationtype,
         })
         return answer
 
     def list_snapshots(
         self, *, id: UUID | str | None = None, ids: Sequence[UUID | str] | None = None, name: str | None = None,
         zoneid: UUID | str | None = None, volumeid: UUID | str | None = None, tags: Mapping[str, Any] | None = None,
+        intervaltype: Literal["HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None = None, snapshottype: Literal["MANUAL",
+        "RECURRING", "HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None = None,
+        locationtype: Literal["PRIMARY", "SECONDARY"] | None = None, showunique: bool | None = None,
         keyword: str | None = None, pagesize: int | None = None, account: str | None = None,
         domainid: UUID | str | None = None, projectid: str | None = None, listall: bool | None = None,
         isrecursive: bool | None = None,
     ) -> Listing[Snapshot]:
-        """Lists snapshots.
+        """Lists snapshots: one row for each snapshot and zone.
 
         id: the UUID of the thing; ids: UUIDs, comma separated; name: the name; zoneid: the UUID of the zone; volumeid: the
-        UUID of the volume; tags: only things with each of these tags: tags[0].key=K&tags[0].value=V; keyword: part of the
-        name; pagesize: items of a page; -1 without page: everything; account: the account's name; it is in the domain
-        domainid; domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of the project;
-        -1 in lists: every project; listall: everything that the caller may see; false: of its own account only; isrecursive:
-        domains below the domain too
+        UUID of the volume; tags: only things with each of these tags: tags[0].key=K&tags[0].value=V; intervaltype: only those
+        of policies of this interval; snapshottype: MANUAL, RECURRING or an interval; locationtype: PRIMARY: not backed up
+        yet; showunique: true: one row for a snapshot, not one for each zone; keyword: part of the name; pagesize: items of a
+        page; -1 without page: everything; account: the account's name; it is in the domain domainid; domainid: the UUID of
+        the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in lists: every project;
+        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain too
         """
         return self._list("listSnapshots", "snapshot", {
-            "id": id, "ids": ids, "name": name, "zoneid": zoneid, "volumeid": volumeid, "tags": tags, "keyword": keyword,
-            "pagesize": pagesize, "account": account, "domainid": domainid, "projectid": projectid, "listall": listall,
-            "isrecursive": isrecursive,
+            "id": id, "ids": ids, "name": name, "zoneid": zoneid, "volumeid": volumeid, "tags": tags,
+            "intervaltype": intervaltype, "snapshottype": snapshottype, "locationtype": locationtype,
+            "showunique": showunique, "keyword": keyword, "pagesize": pagesize, "account": account, "domainid": domainid,
+            "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
 
     async def delete_snapshot(

@@ -29,6 +29,9 @@ class Snapshot(TypedDict, total=False):
     volumestate: str
     physicalsize: int
     virtualsize: int
+    chainsize: int
+    downloaddetails: list[Any]
+    policyid: str
     revertable: bool
     zoneid: str
     zonename: str

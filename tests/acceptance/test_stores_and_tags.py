@@ -70,6 +70,8 @@ async def test_an_operators_day(running: tuple[Up, Site], tmp_path: Path) -> Non
     assert shown["disksizeused"] == sum(sizes) > 0
     assert left(folders["scratch"]) == set(), "nothing is placed on a staging store"
 
+    await tables(up, store, staging, template, snapshot)
+
     with pytest.raises(Refusal) as refused:
         await up.call("deleteImageStore", id=store)
     assert refused.value.code == 431
@@ -92,6 +94,25 @@ async def test_an_operators_day(running: tuple[Up, Site], tmp_path: Path) -> Non
     assert await up.call("deleteSecondaryStagingStore", id=staging) == {"success": True}
     assert await up.call("deleteImageStore", id=store) == {"success": True}
     assert left(folders["images"]) == left(folders["scratch"]) == set()
+
+
+async def tables(up: Up, store: str, staging: str, template: str, snapshot: str) -> None:
+    """The tables that administrators read, each with its row of this story."""
+    rows = {row["id"]: row for row in await up.table("image_store")}
+    assert {key: (row["name"], row["role"]) for key, row in rows.items() if row["state"] == "Ready"} == {
+        store: ("images", "Image"), staging: ("nfs://filer/scratch", "ImageCache")}
+    assert [{**row} for row in await up.table("image_data_store")] == list(rows.values())
+    assert {(row["store_id"], row["name"]) for row in await up.table("image_store_details")} >= {(store, "mountpoint"), (staging, "mountpoint")}
+    [ref] = await up.table("template_store_ref")
+    [copy] = await up.table("snapshot_store_ref")
+    assert (ref["template_id"], ref["store_id"], ref["state"]) == (template, store, "Ready")
+    assert (copy["snapshot_id"], copy["store_id"], copy["state"]) == (snapshot, store, "Ready")
+    [old] = await up.table("template_host_ref")
+    assert (old["template_id"], old["host_id"], old["download_state"], old["download_pct"], old["destroyed"], old["install_path"]) == (
+        template, store, "DOWNLOADED", 100, False, ref["key"])
+    assert old["url"].startswith("http://127.0.0.1") and old["physical_size"] == ref["physical_size"] > 0
+    for other in ("s3", "swift", "template_s3_ref", "template_swift_ref"):
+        assert await up.table(other) == []
 
 
 async def test_the_tables_are_their_fold(running: tuple[Up, Site]) -> None:

@@ -104,6 +104,13 @@ async def test_the_whole_lifecycle_on_swift_byte_for_byte(scene: Scene, tmp_path
     template, job = await up.done("registerTemplate", name="image", displaytext="image", url=scene.web.url("image"),
                                   format="QCOW2", hypervisor="KVM", zoneid="-1")
     assert job["jobstatus"] == 1, job
+    [old] = await up.table("swift")  # the deprecated tables have their rows, and no secret
+    assert (old["id"], old["url"], old["account"], old["username"]) == (store, scene.swift.url, scene.swift.account, scene.swift.username)
+    assert "key" not in old and scene.swift.key not in str(await up.table("image_store") + await up.table("image_store_details"))
+    [old] = await up.table("template_swift_ref")
+    [ref] = await up.table("template_store_ref")
+    assert (old["swift_id"], old["template_id"], old["path"]) == (store, template, ref["key"])
+    assert (await up.call("listSwift"))["imagestore"][0]["id"] == store
     volume, _ = await up.done("createVolume", name="v", templateid=template)
     disk = await scene.disk(volume)
     await run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(scene.web.image), str(disk))

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import asyncpg
 
 from api.demo_s3 import SeaweedFS
 from api.first_keys import read_keys
@@ -100,6 +101,15 @@ class Up:
             assert answer.status == inner["errorcode"]
             raise Refusal(inner["errorcode"], inner["errortext"])
         return inner
+
+    async def table(self, name: str) -> list[dict[str, Any]]:
+        """A read table, as whoever may only read sees it."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            await connection.execute("SET ROLE storebus_app")
+            return [dict(row) for row in await connection.fetch(f'SELECT * FROM read."{name}" ORDER BY id')]
+        finally:
+            await connection.close()
 
     async def end(self, job: str, timeout_s: float = 60) -> dict[str, Any]:
         """The ended job."""

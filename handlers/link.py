@@ -18,10 +18,12 @@ from handlers.decider import Context, Flow, IllegalTransition, Step
 from schema.agent import LinkMade, MakeLink, RevokeLink
 from schema.codec import canonical
 from schema.failure import BadParameter, Failure, Unavailable
+from schema.ids import derive
 from schema.image import StoreSpec
 from schema.link import EndLink, LinkAsked, LinkEnded, LinkGiven, LinkNotGiven, OpenLink
 from schema.message import Command, Event, Order
 from schema.scrub import owner_of
+from schema.volume_copy import DropVolumeCopy
 
 TIMER = "timer.link"
 LONGEST_S = 7 * 86400
@@ -85,10 +87,10 @@ def _revoke(context: Context, state: LinkState, work_id: UUID, attempt: int) -> 
         link_id=state.name)
 
 
-def ask(context: Context, link_id: UUID, store: StoreSpec, zone_id: UUID | None, object_key: str, *, lifetime_s: int,
-        revocable: bool = True, fields: tuple[str, str] = ("id", "lifetime")) -> None:
-    """Decide that a link to an object is wanted: a lifetime within bounds, a provider that can, a vault that will read the
-    answer. `fields`: what the caller calls the store and the lifetime. Raises BadParameter and Unavailable."""
+def able(context: Context, store: StoreSpec, zone_id: UUID | None, *, lifetime_s: int,
+         fields: tuple[str, str] = ("id", "lifetime")) -> None:
+    """A lifetime within bounds, a provider that can, a vault that will read the answer. `fields`: what the caller calls the store
+    and the lifetime. Raises BadParameter and Unavailable."""
     if not 1 <= lifetime_s <= LONGEST_S:
         raise BadParameter(f"{lifetime_s} s is no lifetime of a link", field=fields[1], remedy=f"give 1 to {LONGEST_S} s")
     agent = placement.storage_agent(context.directory, store.provider, zone_id)
@@ -99,10 +101,22 @@ def ask(context: Context, link_id: UUID, store: StoreSpec, zone_id: UUID | None,
     if not context.vault_key:
         raise Unavailable("no vault is here that could read the link's URL", field="vault_key",
                           remedy="start the handlers with the vault's key")
+
+
+def want(context: Context, link_id: UUID, store: StoreSpec, object_key: str, *, lifetime_s: int, revocable: bool,
+         field: str = "id") -> None:
+    """Decide that a link is wanted to an object of a store that is `able`."""
     context.count(image_store.residents(store.id), +1, otherwise=Unavailable(
-        "the image store is being deleted", field=fields[0], remedy="try again"))
+        "the image store is being deleted", field=field, remedy="try again"))
     context.emit(stream(link_id), LinkAsked(link_id=link_id, store_id=store.id, object_key=object_key, lifetime_s=lifetime_s,
                                             revocable=revocable, job_id=context.job_id))
+
+
+def ask(context: Context, link_id: UUID, store: StoreSpec, zone_id: UUID | None, object_key: str, *, lifetime_s: int,
+        revocable: bool = True, fields: tuple[str, str] = ("id", "lifetime")) -> None:
+    """Both: `able`, and then `want`."""
+    able(context, store, zone_id, lifetime_s=lifetime_s, fields=fields)
+    want(context, link_id, store, object_key, lifetime_s=lifetime_s, revocable=revocable, field=fields[0])
 
 
 def make(context: Context, link_id: UUID, work_id: UUID, attempt: int) -> Order:
@@ -227,6 +241,9 @@ class EndLinkFlow:
             context.count(image_store.residents(state.store_id), -1)
             context.out.clear_timers.append(timer_id(command.id))
             context.emit(stream(command.id), LinkEnded(link_id=command.id))
+            owner = owner_of(state.object_key)
+            if owner is not None and owner[0] == "volume_copy":  # it was there for this link alone
+                context.out.submissions.append((derive(command.id, "drop-copy"), DropVolumeCopy(id=owner[1])))
         return {"success": True}
 
     def fail(self, context: Context, failure: Failure) -> None:

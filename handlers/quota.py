@@ -52,6 +52,8 @@ def weights(noun: str, state: Any) -> dict[str, int]:
             there = state.status not in ("Failed", "Deleting", "Deleted")
             gone = state.status in ("Failed", "Deleted") or (state.status == "Deleting" and state.image is None)
             return {"template": int(there), "secondary_storage": 0 if gone else state.counted}
+        case "volume_copy":
+            return {"secondary_storage": state.counted}
         case _:
             return {}
 
@@ -59,7 +61,7 @@ def weights(noun: str, state: Any) -> dict[str, int]:
 def changes(noun: str, before: Any, after: Any) -> Iterator[tuple[str, int, Owner]]:
     """(resource, difference, owner) that an event makes."""
     owner: Owner | None = getattr(after, "owner", None)
-    if noun not in ("volume", "snapshot", "template") or owner is None or owner == ROOT_OWNER:
+    if noun not in ("volume", "snapshot", "template", "volume_copy") or owner is None or owner == ROOT_OWNER:
         return
     then, now = weights(noun, before), weights(noun, after)
     for resource in RESOURCES:

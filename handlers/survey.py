@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from schema import scrub, snapshot, template
+from schema import scrub, snapshot, template, volume_copy
 from schema.message import Message
 from schema.scrub import ScrubTarget
 
 TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapshot.delete_requested", "snapshot.hidden",
          "snapshot.deleted", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
          "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
-         "template.quarantine_lifted", "scrub.started", "scrub.ended", "scrub.stopped")
+         "template.quarantine_lifted", "volume_copy.requested", "volume_copy.failed",
+         "volume_copy.deleted", "scrub.started", "scrub.ended", "scrub.stopped")
 """Event types that it is folded from."""
 MOST = 400
 """Objects of one scrub: what an order can name."""
@@ -35,7 +36,7 @@ class Resident:
     """What keeps a store from being deleted."""
 
     kind: str
-    """template, snapshot, hidden snapshot."""
+    """template, snapshot, hidden snapshot, volume_copy."""
     id: UUID
     name: str
 
@@ -62,7 +63,8 @@ class Survey:
     copies: dict[str, Copy] = field(default_factory=dict)
     """By key."""
     coming: dict[Thing, UUID] = field(default_factory=dict)
-    """Things whose object is being written, and where."""
+    """Things whose object is being written, and where; copies of volumes for as long as they live, which is as short as their
+    links."""
     names: dict[Thing, str] = field(default_factory=dict)
     """Of what rests somewhere or is coming: its name when it was made."""
     hidden: set[Thing] = field(default_factory=set)
@@ -86,6 +88,11 @@ class Survey:
                 for key in self._running.pop(event.scrub_id, []):
                     if key not in unread:
                         self._change(key, looked=position)
+            case volume_copy.VolumeCopyRequested():
+                self._comes(("volume_copy", event.copy_id), event.store_id, f"of {event.volume_id}")
+            case volume_copy.VolumeCopyFailed() | volume_copy.VolumeCopyDeleted():
+                self.coming.pop(("volume_copy", event.copy_id), None)
+                self._gone(("volume_copy", event.copy_id))
             case snapshot.SnapshotRequested():
                 self._comes(("snapshot", event.snapshot_id), event.store_id, event.name)
             case template.TemplateRegistered():

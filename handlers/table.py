@@ -21,6 +21,7 @@ from handlers import (
     template_extract,
     volume,
     volume_destroy,
+    volume_extract,
     volume_resize,
     zone,
 )
@@ -32,6 +33,7 @@ FLOWS: dict[type[Command], Flow] = (
     | template.FLOWS
     | volume.FLOWS
     | volume_destroy.FLOWS
+    | volume_extract.FLOWS
     | volume_resize.FLOWS
     | offering.FLOWS
     | snapshot.FLOWS
@@ -60,6 +62,7 @@ EVOLVE: dict[str, Evolve] = {
     "snapshot": snapshot.evolve,
     "snapshot_policy": snapshot_policy.evolve,
     "link": link.evolve,
+    "volume_copy": volume_extract.evolve,
     "disk_offering": offering.evolve,
     "domain": identity.evolve_domain,
     "account": identity.evolve_account,

@@ -218,6 +218,8 @@ class WriteSnapshot(Order, type="order.write_snapshot"):
     thing_id: UUID
     parent: ImageRef | None = None
     parent_tag: str = ""
+    kind: str = "snapshot"
+    """What the manifest calls the thing: snapshot, volume_copy."""
     compression: str = ""
     """zstd: a whole image's clusters are compressed on the way. A delta's never are."""
     motion: str = "direct"

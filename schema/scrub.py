@@ -11,7 +11,9 @@ from schema.failure import Damage
 from schema.message import Command, Event
 
 KINDS = ("template", "snapshot")
-"""Things whose bytes rest in image stores."""
+"""Things whose bytes rest in image stores, and that are scrubbed."""
+HELD = (*KINDS, "volume_copy")
+"""Those that objects there belong to."""
 MARK_BYTES = 6
 """Of a key's mark: two of a million objects have the same with a chance of one in 500."""
 
@@ -29,7 +31,7 @@ def slice_of(marked: bytes, slices: int) -> int:
 def owner_of(key: str) -> tuple[str, UUID] | None:
     """(kind, id) of the thing that an object's key names; None when it is no key of ours."""
     words = key.split("/")
-    if len(words) != 4 or words[1] not in KINDS:
+    if len(words) != 4 or words[1] not in HELD:
         return None
     try:
         return words[1], UUID(words[2])

@@ -31,7 +31,7 @@ async def download(order: FetchImage, disk: str, tools: Toolbox, secrets: Secret
 async def backup(order: WriteSnapshot, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
     """From the block export straight into the store."""
     where: dict[str, Any] = {
-        "store_id": order.store.id, "key": order.key, "kind": "snapshot", "thing_id": order.thing_id, "job_id": order.job_id,
+        "store_id": order.store.id, "key": order.key, "kind": order.kind, "thing_id": order.thing_id, "job_id": order.job_id,
         "work": order.work_name, "installation": order.store.prefix, "progress": progress, "workers": tools.workers}
     if order.compression not in ("", "zstd"):
         raise Refused(f"{order.compression} is no compression that this agent knows", field="compression", remedy="none or zstd")

@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.commands.extract import EXTRACT
 from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, ResizeVolume, UpdateVolume
+from schema.volume_copy import ExtractVolume
 
 TEXTS = {"deleteprotection": "true: it is neither destroyed nor deleted",
          "shrinkok": "true: it may become smaller, where what is cut off holds nothing",
@@ -45,6 +47,12 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
         parameters=derived(UpdateVolume, texts=TEXTS), related="listVolumes",
         description="Renames a volume, protects it from deletion, shows or hides it."),
+    ApiCommand(
+        name="extractVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=ExtractVolume,
+        parameters=derived(ExtractVolume, texts=EXTRACT | {"zoneid": "the UUID of the volume's zone"}),
+        related="revokeExtractUrl",
+        description="Copies a volume at rest into its zone's image store and gives a URL by which anyone may get the copy. "
+                    "It goes when the URL ends or is revoked (revokeExtractUrl)."),
     ApiCommand(
         name="resizeVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=ResizeVolume,
         parameters=derived(ResizeVolume, texts=TEXTS), related="listVolumes",

@@ -24,18 +24,40 @@ from handlers.projections import (
     snapshot_policy,
     template,
     volume,
+    volume_copy,
 )
 from handlers.projections.columns import Change, owned
 from schema.codec import UnknownType, decode
 
 TABLES = (
-    *place.TABLES, *primary_store.TABLES, *image_store.TABLES, *template.TABLES, *volume.TABLES, *snapshot.TABLES, *job.TABLES,
-    *identity.TABLES, *offering.TABLES, *machine.TABLES, *backup_provider.TABLES, *snapshot_policy.TABLES)
+    *place.TABLES,
+    *primary_store.TABLES,
+    *image_store.TABLES,
+    *template.TABLES,
+    *volume.TABLES,
+    *volume_copy.TABLES,
+    *snapshot.TABLES,
+    *job.TABLES,
+    *identity.TABLES,
+    *offering.TABLES,
+    *machine.TABLES,
+    *backup_provider.TABLES,
+    *snapshot_policy.TABLES,
+)
 FOLDS: Mapping[str, Callable[[Any, str], Iterator[Change]]] = {
-    "job": job.fold, "volume": volume.fold, "snapshot": snapshot.fold, "template": template.fold,
-    "image_store": image_store.fold, "resource_tag": resource_tag.fold, "disk_offering": offering.fold,
-    "primary_store": primary_store.fold, "machine": machine.fold, "backup_provider": backup_provider.fold,
-    "snapshot_policy": snapshot_policy.fold} | identity.FOLDS
+    "job": job.fold,
+    "volume": volume.fold,
+    "volume_copy": volume_copy.fold,
+    "snapshot": snapshot.fold,
+    "template": template.fold,
+    "image_store": image_store.fold,
+    "resource_tag": resource_tag.fold,
+    "disk_offering": offering.fold,
+    "primary_store": primary_store.fold,
+    "machine": machine.fold,
+    "backup_provider": backup_provider.fold,
+    "snapshot_policy": snapshot_policy.fold,
+} | identity.FOLDS
 """Noun -> what (event, time) changes."""
 
 

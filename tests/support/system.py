@@ -129,6 +129,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "volume": (*_COMMON, *_OWNED, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
                "snapshot_id", "hypervisor", "job_id", "error", "removed", "type", "disk_offering_id", "min_iops", "max_iops", "display",
                "delete_protection", "machine_id", "device_id", "attached"),
+    "volume_store_ref": ("volume_id", "store_id", "zone_id", "kind", "key", "state", "size", "physical_size", "error", "job_id",
+                         "created"),
     "disk_offering": (*_COMMON, "display_text", "disk_size", "tags", "min_iops", "max_iops", "provisioning_type", "domains",
                       "display", "removed"),
     "snapshot": (*_COMMON, *_OWNED, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",

@@ -152,6 +152,10 @@ COMMANDS_OF_THINGS = [
         parameter.name in ("id", "jobid", "volumeid", "snapshotid") and parameter.type is Type.UUID)]
 
 
+def _filled(parameter: Any) -> str:
+    return str(uuid4()) if parameter.type is Type.UUID else parameter.choices[0] if parameter.choices else "1"
+
+
 def table_of(command: str, parameter: str) -> str:
     return find(command).noun if parameter == "id" else THINGS[parameter][0]
 
@@ -160,7 +164,7 @@ def table_of(command: str, parameter: str) -> str:
 async def test_a_foreign_thing_looks_absent_to_every_command(made: World, command: str, parameter: str) -> None:
     """Each person, each other's thing: refused in the words for an unknown id, nothing written; never refused so when allowed."""
     table = table_of(command, parameter)
-    filler = {each.name: each.choices[0] if each.choices else "1" for each in find(command).parameters
+    filler = {each.name: _filled(each) for each in find(command).parameters
               if each.required and each.name != parameter}
     use = find(command).uses.get(parameter, THINGS.get(parameter, ("", Use.CHANGE))[1])
     for person in PEOPLE:

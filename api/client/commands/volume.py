@@ -84,6 +84,22 @@ class VolumeCommands(Calling):
         })
         return answer
 
+    async def extract_volume(
+        self, *, id: UUID | str, zoneid: UUID | str, mode: str, lifetime: int | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Copies a volume at rest into its zone's image store and gives a URL by which anyone may get the copy. It goes when
+        the URL ends or is revoked (revokeExtractUrl).
+
+        id: the UUID of the thing; zoneid: the UUID of the volume's zone; mode: HTTP_DOWNLOAD: the caller fetches the URL;
+        lifetime: seconds for which the URL is good (extension); customjobid: the id of the job: sending the same command
+        again with it is the same job
+        """
+        answer: Job[Volume] = await self._start("extractVolume", "volume", {
+            "id": id, "zoneid": zoneid, "mode": mode, "lifetime": lifetime, "customjobid": customjobid,
+        })
+        return answer
+
     async def resize_volume(
         self, *, id: UUID | str, size: int | None = None, shrinkok: bool | None = None,
         diskofferingid: UUID | str | None = None, miniops: int | None = None, maxiops: int | None = None,

@@ -39,6 +39,7 @@ from schema.ids import derive, partition
 from schema.image import PrimarySpec
 from schema.message import Message, Order, Report
 from schema.motion import MotionSpec
+from schema.version import installed_version
 
 log = logging.getLogger(__name__)
 
@@ -395,7 +396,8 @@ class AgentRuntime:
         hello = AgentHello(
             agent=config.name, zone_id=config.zone_id, roles=list(config.roles), hypervisor=config.hypervisor,
             providers=list(config.providers), primaries=found.primaries, public_key=self.grants.public_key,
-            proof=self.grants.proof(config.token), motions=list(config.motions), usage=found.usage, machines=found.machines)
+            proof=self.grants.proof(config.token), motions=list(config.motions), usage=found.usage, machines=found.machines,
+            version=installed_version())
         await self._publish(hello, encode(hello), f"agent-{config.name}")
 
     def tell_news(self) -> None:

@@ -356,20 +356,23 @@ _messages(dlq_app, dead=True)
 @queried
 def verify(data_dir: DataDir = None, database_url: DatabaseUrl = None, form: Form = None) -> None:
     """Prove that the history is whole and that everything equals its fold; name what is not."""
-    from api import cli_check
+    from api.cli_verify import verify as prove
 
-    _run(cli_check.verify(_settings(data_dir=data_dir, database_url=database_url), _output(form)))
+    _run(prove(_settings(data_dir=data_dir, database_url=database_url), _output(form)))
 
 
 @app.command()
 @queried
 def doctor(data_dir: DataDir = None, database_url: DatabaseUrl = None, amqp_url: AmqpUrl = None,
-           form: Form = None) -> None:
-    """Check what this machine and this installation need; a remedy for each fault."""
-    from api import cli_check
+           api_url: ApiUrl = None, profile: ProfileName = None, form: Form = None) -> None:
+    """Check what this machine and this installation need, or an API alone; a remedy for each fault."""
+    from api import doctor as checks
+    from api.cli_target import target
 
     settings = _settings(data_dir=data_dir, database_url=database_url, amqp_url=amqp_url)
-    _run(cli_check.doctor(settings, _output(form)))
+    if api_url or profile or settings.profile:
+        _run(checks.doctor_by_api(target(settings, url=api_url, profile=profile), _output(form)))
+    _run(checks.doctor(settings, _output(form)))
 
 
 @app.command()

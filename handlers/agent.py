@@ -68,6 +68,8 @@ class Heard:
 
     at: datetime
     usage: tuple[PrimaryUsage, ...]
+    version: str = ""
+    """Of its Storebus; empty when it did not say."""
 
 
 def _place(agent: str) -> str:
@@ -76,14 +78,16 @@ def _place(agent: str) -> str:
 
 async def _hear(store: EventStore, hello: AgentHello) -> None:
     usage = [each.model_dump(mode="json") for each in hello.usage]
-    await store.set_progress(_place(hello.agent), canonical({"at": datetime.now(UTC).isoformat(), "usage": usage}))
+    await store.set_progress(_place(hello.agent), canonical({
+        "at": datetime.now(UTC).isoformat(), "usage": usage, "version": hello.version}))
 
 
 async def heard(store: EventStore, agents: Iterable[str]) -> dict[str, Heard]:
     """The last hello of these agents; one that nobody heard for a day, or since the database crashed, is left out."""
     found = await store.get_progress([_place(agent) for agent in agents])
     told = {place.removeprefix("agent/"): json.loads(said) for place, said in found.items()}
-    return {agent: Heard(datetime.fromisoformat(said["at"]), tuple(PrimaryUsage.model_validate(each) for each in said["usage"]))
+    return {agent: Heard(datetime.fromisoformat(said["at"]), tuple(PrimaryUsage.model_validate(each) for each in said["usage"]),
+                         said.get("version", ""))
             for agent, said in told.items()}
 
 

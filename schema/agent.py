@@ -60,6 +60,8 @@ class AgentHello(Message, type="agent.hello"):
     """How it can move bytes; None: an agent of before there were plans, which moves them directly."""
     usage: list[PrimaryUsage] = []
     """Of its primary stores, now. Never in the log: it changes all the time."""
+    version: str = ""
+    """Of its Storebus; empty: one from before it was told. Never in the log."""
     machines: list[MachineSpec] | None = None
     """Every machine that it has; None: an agent that has none to tell of. Each has a stream of its own in the log."""
 

@@ -16,7 +16,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "dns2": "string", "internaldns1": "string", "internaldns2": "string", "domain": "string", "tags": "list"},
     "host": {
         "id": "string", "name": "string", "type": "string", "state": "string", "resourcestate": "string", "hypervisor": "string",
-        "zoneid": "string", "zonename": "string", "created": "date", "lastpinged": "date", "capabilities": "string"},
+        "zoneid": "string", "zonename": "string", "created": "date", "lastpinged": "date",
+        "capabilities": "string", "version": "string"},
     "storagepool": {
         "id": "string", "name": "string", "path": "string", "ipaddress": "string", "type": "string", "provider": "string",
         "scope": "string", "state": "string", "zoneid": "string", "zonename": "string", "hypervisor": "string",
@@ -54,7 +55,7 @@ def host(row: Row, names: Names, heard: Heard | None, now: datetime) -> dict[str
         id=str(host_named(row["id"])), name=row["id"], type=host_type(row), state=host_state(heard, now), resourcestate="Enabled",
         hypervisor=row["hypervisor"], zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]),
         created=when(row["created"]), lastpinged=when(heard.at.isoformat()) if heard else None,
-        capabilities=",".join(row["roles"] or ()))
+        capabilities=",".join(row["roles"] or ()), version=heard.version if heard else None)
 
 
 def pool_host(row: Row) -> str:

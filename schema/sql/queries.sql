@@ -102,6 +102,10 @@ SELECT current_setting('server_version') AS version, to_regclass('public.storebu
        current_setting('full_page_writes') AS full_page_writes
 -- name: doctor_migrations
 SELECT name, checksum FROM public.storebus_migration
+-- name: doctor_clock
+SELECT clock_timestamp()
+-- name: doctor_secret
+SELECT id FROM es.secret ORDER BY created DESC LIMIT 1
 -- name: migration_lock
 SELECT pg_advisory_xact_lock($1)
 -- name: migration_applied

@@ -10,7 +10,7 @@ import pytest
 from api.authentication import Authentication
 from api.edge import Edge
 from api.first_keys import first_keys, read_keys
-from api.http import HttpListener
+from api.listener import HttpListener
 from tests.integration.test_cli import Shell, shell
 from tests.support.system import FakeSystem
 

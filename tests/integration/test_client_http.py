@@ -16,7 +16,7 @@ from api.authentication import Authentication
 from api.client import Client, Progress
 from api.edge import Edge
 from api.first_keys import first_keys, read_keys
-from api.http import HttpListener
+from api.listener import HttpListener
 from api.signature import Unauthorized
 from schema.failure import BadParameter, Cancelled, InUse, Unavailable, Unknown, Unsupported, WorkFailed
 from tests.support.system import FakeSystem

@@ -14,7 +14,7 @@ import pytest
 
 from api import completion
 from api.edge import Edge
-from api.http import HttpListener
+from api.listener import HttpListener
 from bus.installation import Installation, write_installation
 from tests.conftest import missing
 from tests.support.shells import START, Terminal, fish

@@ -38,6 +38,7 @@ class Host(TypedDict, total=False):
     created: str
     lastpinged: str
     capabilities: str
+    version: str
 
 
 class Storagepool(TypedDict, total=False):

@@ -120,6 +120,11 @@ class ApiCommand:
         """True when the answer is a job id."""
         return self.mode in (Mode.ASYNC, Mode.CREATE)
 
+    @property
+    def event(self) -> str:
+        """The type of its events, as listEvents shows them; empty when it changes nothing."""
+        return self.command.event({}) if self.command is not None else ""
+
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name or alias, in lower case."""
         return next((each for each in self.parameters if name == each.name or name in each.aliases), None)

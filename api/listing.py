@@ -159,7 +159,7 @@ class Lists:
             return Names()
         if table == "account":
             return Names(users=await self._users(rows))
-        if table in ("domain", "user", "project", "resource_limit", "resource_tag"):
+        if table in ("domain", "user", "project", "resource_limit", "event", "resource_tag"):
             return Names()
         zones = await self.table("zone")
         if table == "volume":

@@ -19,7 +19,7 @@ from schema.failure import BadParameter, Denied, Unsupported
 from schema.identity import ROOT_OWNER, Owner, Role
 from schema.resource_tag import KINDS
 
-OWNED = frozenset({"volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit",
+OWNED = frozenset({"event", "volume", "snapshot", "template", "job", "domain", "account", "user", "project", "resource_limit",
                    "resource_tag", "machine", "snapshot_policy"})
 """Read tables whose rows belong to accounts."""
 THINGS: Mapping[str, tuple[str, Use]] = {
@@ -38,7 +38,7 @@ ROOT_ONLY = frozenset({"customid", "displayvolume"})
 LISTS = {"volume": "listVolumes", "snapshot": "listSnapshots", "template": "listTemplates", "job": "listAsyncJobs",
          "domain": "listDomains", "account": "listAccounts", "user": "listUsers", "project": "listProjects",
          "resource_limit": "listResourceLimits", "resource_tag": "listTags", "machine": "listVirtualMachines",
-         "snapshot_policy": "listSnapshotPolicies"}
+         "snapshot_policy": "listSnapshotPolicies", "event": "listEvents"}
 
 
 class Reads(Protocol):

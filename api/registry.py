@@ -11,6 +11,7 @@ import difflib
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
 from api.commands import (
     deprecated,
+    event,
     extract,
     identity,
     image_store,
@@ -36,6 +37,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     *snapshot.COMMANDS,
     *snapshot_policy.COMMANDS,
     *job.COMMANDS,
+    *event.COMMANDS,
     *extract.COMMANDS,
     *place.COMMANDS,
     *machine.COMMANDS,

@@ -113,6 +113,8 @@ class CreateUser(Command, type="user.create"):
 class RegisterUserKeys(Command, type="user.register_keys"):
     """Give a user new keys; the old ones are worth nothing from then on."""
 
+    EVENT = "REGISTER.USER.KEY"
+
     SECRETS: ClassVar[tuple[str, ...]] = ("secret_key",)
 
     id: UUID
@@ -140,6 +142,8 @@ class CreateProject(Command, type="project.create"):
 
 class AddAccountToProject(Command, type="project.add_account"):
     """Let another account use what belongs to a project."""
+
+    EVENT = "PROJECT.ACCOUNT.ADD"
 
     project_id: UUID
     account_id: UUID

@@ -37,6 +37,8 @@ class CreateStagingStore(AddImageStore, type="image_store.create_staging"):
 class UpdateImageStore(Command, type="image_store.update"):
     """Rename an image store, make it read-only, or say how much may rest on it."""
 
+    EVENT = "IMAGE.STORE.ACCESS.UPDATED"
+
     id: UUID
     name: str | None = None
     read_only: bool | None = None

@@ -6,6 +6,7 @@ and any clock: a message is complete when it is built, and time and ids travel i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
@@ -64,6 +65,19 @@ class Command(Message):
     KIND = Kind.COMMAND
     SECRETS: ClassVar[tuple[str, ...]] = ()
     """Fields whose values are secret: in the log, only vault references stand there."""
+
+    EVENT: ClassVar[str] = ""
+    """CloudStack's name of what a job of it does, like SNAPSHOT.CREATE; empty: the wire name in capitals."""
+
+    @classmethod
+    def event(cls, body: Mapping[str, Any]) -> str:
+        """CloudStack's name of what the job of this command does."""
+        return cls.EVENT or cls.TYPE.upper().replace("_", ".")
+
+    @classmethod
+    def events(cls) -> tuple[str, ...]:
+        """Every name that `event` may give."""
+        return (cls.event({}),)
 
     def key(self, job_id: UUID) -> str:
         """The partition key. The default is the job itself: nothing else can be concerned yet."""

@@ -37,6 +37,8 @@ class CreateDiskOffering(Command, type="disk_offering.create"):
 class UpdateDiskOffering(Command, type="disk_offering.update"):
     """Rename or retag an offering; its size stays."""
 
+    EVENT = "DISK.OFFERING.EDIT"
+
     id: UUID
     name: str | None = None
     display_text: str | None = None

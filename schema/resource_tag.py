@@ -30,11 +30,15 @@ class _Tagging(Command):
 class CreateTags(_Tagging, type="resource_tag.create"):
     """Give each of these things each of these tags."""
 
+    EVENT = "CREATE_TAGS"
+
     tags: dict[str, str]
 
 
 class DeleteTags(_Tagging, type="resource_tag.delete"):
     """Take tags from each of these things."""
+
+    EVENT = "DELETE_TAGS"
 
     tags: dict[str, str] = {}
     """Names with the values that they must have; an empty value is any. None at all: every tag."""

@@ -25,6 +25,8 @@ def policy_of(volume_id: UUID, interval: str) -> UUID:
 class CreateSnapshotPolicy(Command, type="snapshot_policy.create"):
     """Take snapshots of a volume by a schedule; the volume's policy of this interval, if it has one, becomes this."""
 
+    EVENT = "SNAPSHOTPOLICY.CREATE"
+
     volume_id: UUID
     interval_type: str
     """One of INTERVALS."""
@@ -48,6 +50,8 @@ class CreateSnapshotPolicy(Command, type="snapshot_policy.create"):
 class UpdateSnapshotPolicy(Command, type="snapshot_policy.update"):
     """Show a policy to its users, or do not."""
 
+    EVENT = "SNAPSHOTPOLICY.UPDATE"
+
     id: UUID
     for_display: bool | None = None
 
@@ -58,6 +62,8 @@ class UpdateSnapshotPolicy(Command, type="snapshot_policy.update"):
 
 class DeleteSnapshotPolicies(Command, type="snapshot_policy.delete"):
     """Take no more snapshots by these policies. Those that were taken stay."""
+
+    EVENT = "SNAPSHOTPOLICY.DELETE"
 
     ids: list[UUID]
 

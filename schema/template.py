@@ -13,6 +13,8 @@ from schema.message import Command, Event
 class RegisterTemplate(Command, type="template.register"):
     """Fetch an image from an http(s) URL into the zone's (or region's) image store."""
 
+    EVENT = "TEMPLATE.CREATE"
+
     name: str
     display_text: str = ""
     url: str

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from api import registry, responses
 from api.access import Principal
 from api.answers.extract import extract
-from api.listing import UNLIMITED, Listed, Lists, Special, page_of
+from api.listing import Listed, Lists, Special, page_of
 from api.registry import ApiCommand
 from api.responses.job import command_name, job
+from schema import REGISTRY
 from schema.failure import BadParameter
+from schema.message import Command
+
+COMMANDS = tuple(sorted({name for (name, _), each in REGISTRY.items() if issubclass(each, Command)}))
+"""Wire names of every command."""
 
 
 async def jobs(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
+    """Oldest first. A keyword is part of the command's name."""
     page, where = page_of(values), await lists.ownership.visible(command, values, principal)
-    since: datetime | None = values.get("startdate")
-    if since is None and not values.get("keyword"):
-        rows, count = await lists.system.rows("job", where, limit=page.limit, offset=page.offset)
-        if not rows and page.offset:
-            _, count = await lists.system.rows("job", where, limit=1)
-    else:
-        every, _ = await lists.system.rows("job", where, limit=UNLIMITED)
-        word = (values.get("keyword") or "").lower()
-        kept = [row for row in every if word in command_name(row["command"]).lower()
-                and (since is None or datetime.fromisoformat(row["created"]) >= since)]
-        rows, count = kept[page.offset:page.offset + page.limit], len(kept)
+    if values.get("startdate") is not None:
+        where["created"] = {"from": values["startdate"].isoformat()}
+    if word := (values.get("keyword") or "").lower():
+        where["command"] = {"in": [wire for wire in COMMANDS if word in command_name(wire).lower()]}
+    rows, count = await lists.system.rows("job", where, limit=page.limit, offset=page.offset)
+    if not rows and page.offset:
+        _, count = await lists.system.rows("job", where, limit=1)
     return [await shown(lists, row, brief=True) for row in rows], count
 
 

@@ -8,6 +8,7 @@ may result in one.
 from __future__ import annotations
 
 from api.responses import (
+    event,
     identity,
     image_store,
     job,
@@ -26,12 +27,12 @@ from api.responses.shown import Names, Show, name_of, percent, provider_name, wh
 FIELDS: dict[str, dict[str, str]] = (
     image_store.FIELDS | template.FIELDS | volume.FIELDS | snapshot.FIELDS | job.FIELDS | system.FIELDS | identity.FIELDS
     | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS
-    | snapshot_policy.FIELDS)
+    | snapshot_policy.FIELDS | event.FIELDS)
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
 OBJECTS: dict[str, Show] = (
     image_store.OBJECTS | template.OBJECTS | volume.OBJECTS | snapshot.OBJECTS | identity.OBJECTS
     | resource_tag.OBJECTS | offering.OBJECTS | place.OBJECTS | machine.OBJECTS
-    | snapshot_policy.OBJECTS)
+    | snapshot_policy.OBJECTS | event.OBJECTS)
 """Table -> how its rows are shown."""
 TABLES: dict[str, str] = (
     image_store.TABLES | template.TABLES | volume.TABLES | snapshot.TABLES | identity.TABLES | offering.TABLES

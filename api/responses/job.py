@@ -31,10 +31,17 @@ PROGRESS = ("stage", "bytes", "total", "rate", "eta")
 ENDED = ("completed", "failed", "cancelled")
 
 
+PLACES = {"image_store": "storage", "primary_store": "storage", "": "job", "scrub": "storage", "disk_offering": "offering"}
+
+
 def command_name(wire: str) -> str:
-    """CloudStack's class name of a command: `CreateVolumeCmd`; of one that has none, its wire name."""
+    """CloudStack's class name of a command: `org.apache.cloudstack.api.command.user.volume.CreateVolumeCmd`; of one that has
+    none, its wire name. Clients look at its last part."""
     known = BY_TYPE.get(wire)
-    return f"{known.name[0].upper()}{known.name[1:]}Cmd" if known else wire
+    if known is None:
+        return wire
+    who, place = "user" if "U" in known.roles else "admin", PLACES.get(known.noun, known.noun.replace("_", ""))
+    return f"org.apache.cloudstack.api.command.{who}.{place}.{known.name[0].upper()}{known.name[1:]}Cmd"
 
 
 def job(row: Row, thing: dict[str, Any] | None = None, item: str = "") -> dict[str, Any]:

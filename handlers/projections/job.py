@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from handlers.projections.columns import Change, owned
-from schema import identity, job
+from schema import REGISTRY, identity, job
+from schema.ids import derive
+from schema.message import Command
 
 TABLES = ("job",)
+
+
+def event_name(command: str, version: int, body: Mapping[str, Any]) -> str:
+    """CloudStack's name of what a command's job does; of a command that nobody knows any more, its wire name in capitals."""
+    known = REGISTRY.get((command, version))
+    return known.event(body) if known is not None and issubclass(known, Command) else command.upper().replace("_", ".")
 
 
 def fold(event: Any, at: str) -> Iterator[Change]:
@@ -19,9 +27,12 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "job", key, {"command": event.command, "status": "submitted", "principal": event.principal,
                                "body": event.body, "cancel_requested": False, "created": at,
                                "parent": str(event.parent) if event.parent else None,
+                               "event": event_name(event.command, event.version, event.body),
                                **owned(event.owner or identity.ROOT_OWNER)}
         case job.JobStarted():
-            yield "job", key, {"status": "running", "subject": event.subject}
+            noun, _, thing = event.subject.partition("-")
+            yield "job", key, {"status": "running", "subject": event.subject, "started": at,
+                               "makes": bool(noun) and thing == str(derive(event.job_id, noun))}
         case job.JobStepStarted():
             yield "job", key, {"step": event.step, "work": f"{event.work_id}.{event.attempt}"}
         case job.JobStepFailed():

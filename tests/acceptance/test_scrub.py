@@ -194,4 +194,4 @@ async def test_a_store_is_scrubbed_by_itself_and_a_restart_moves_nothing(qemu_to
 async def _scrubs(up: Up) -> list[dict[str, Any]]:
     """The scrubs that completed."""
     jobs = (await up.call("listAsyncJobs")).get("asyncjobs", [])
-    return [job for job in jobs if job["cmd"] == "ScrubImageStoreCmd" and job["jobstatus"] == 1]
+    return [job for job in jobs if job["cmd"].endswith(".ScrubImageStoreCmd") and job["jobstatus"] == 1]

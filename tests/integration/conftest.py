@@ -8,6 +8,7 @@ import pytest
 
 from bus.event_store import EventStore
 from tests.services.postgres import TestServer, start_postgres
+from tests.support.api import api, cloud
 from tests.support.stores import memory_store, need_postgres, postgres_store
 from tests.support.transports import LazyRabbit
 
@@ -53,3 +54,6 @@ async def lazy_rabbit() -> AsyncIterator[LazyRabbit]:
     rabbit = LazyRabbit()
     yield rabbit
     await rabbit.stop()
+
+
+__all__ = ["api", "cloud"]

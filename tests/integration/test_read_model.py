@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import asyncpg
 import pytest
 
 from bus.read_model import PostgresReadModel
-from tests.support.system import COLUMNS, holds, resource_tags, snapshots_in_zones
+from tests.support.system import COLUMNS, events, holds, resource_tags, snapshots_in_zones
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ async def test_no_table_outside_the_schema_can_be_named(model: PostgresReadModel
     with pytest.raises(asyncpg.UndefinedTableError):
         await model.apply([("../es.event", "a", {"name": "n"})])
     with pytest.raises(asyncpg.UndefinedTableError):
-        await model.apply([("event", "a", None)])
+        await model.apply([("checkpoint", "a", None)])
 
 
 async def test_a_page_of_nothing(model: PostgresReadModel) -> None:
@@ -69,13 +70,15 @@ FILTERS: list[dict[str, object]] = [
     {"any": [{"account_id": "1"}, {"domain_path": {"prefix": "/a/b/"}}]}, {"name": "v2", "any": [{"account_id": "1"}, {"account_id": "2"}]},
     {"all": [{"domain_path": {"prefix": "/a/"}}, {"any": [{"account_id": "2"}, {"account_id": "3"}]}]}, {"all": [{}, {"account_id": "2"}]},
     {"name": "x' OR true --"}, {"account_id": {"in": ["x') OR true --", '{"}']}}, {"domain_path": {"prefix": "' OR ''='"}},
+    {"created": {"from": "2026-01-02T00:00:00+00:00"}}, {"created": {"until": "2026-01-02T00:00:00+00:00"}},
+    {"created": {"from": "2026-01-02T00:00:00+00:00", "until": "2026-01-03T00:00:00+00:00"}}, {"name": {"from": "v2", "until": "v' OR true --"}},
     {"tags": {"has": {"a": "1"}}}, {"tags": {"has": {"a": "1", "b": "it's"}}}, {"tags": {"has": {"a": "2"}}}, {"tags": {"has": {"c": "'; --"}}}]
 
 
 @pytest.mark.parametrize("wanted", FILTERS, ids=str)
 async def test_conditions_mean_what_they_mean_in_memory(model: PostgresReadModel, reader: PostgresReadModel, wanted: dict[str, object]) -> None:
     """The double that other tests lean on, and SQL, choose the same rows; what is quoted stays text."""
-    rows = {f"v{number}": {"name": f"v{number}", "account_id": account, "domain_path": path, "tags": tags} for number, (account, path, tags) in enumerate(
+    rows = {f"v{number}": {"name": f"v{number}", "account_id": account, "domain_path": path, "tags": tags, "created": f"2026-01-0{number + 1}T00:00:00+00:00"} for number, (account, path, tags) in enumerate(
         [("1", "/", None), ("2", "/a/", {}), ("3", "/a/b/", {"a": "1", "b": "it's"}), ("1", "/ab/", {"a": "1"}), (None, None, {"b": "1"}),
          ("it's", "/a%/", {"c": "'; --"})])}
     await model.apply([("volume", key, columns) for key, columns in rows.items()])
@@ -117,3 +120,24 @@ async def test_snapshots_stand_in_each_of_their_zones(model: PostgresReadModel, 
     assert set(found[0]) == {*COLUMNS["snapshot_in_zone"], "id"}
     daily, _ = await reader.rows("snapshot_in_zone", {"removed": None, "snapshot_type": {"in": ["DAILY"]}, "zone_id": "2"}, search="S")
     assert [each["id"] for each in daily] == ["s/2"]
+
+
+async def test_the_view_of_events_is_what_it_is_in_memory(model: PostgresReadModel, reader: PostgresReadModel) -> None:
+    """Every way a job may stand: only submitted, running, ended well or not; the newest first."""
+    at = [f"2026-01-01T00:00:0{second}.000123+00:00" for second in range(6)]
+    base = {"event": "VOLUME.CREATE", "principal": "ann", "account_id": "1", "account": "a", "domain_id": "2", "domain_path": "/", "project_id": None}
+    jobs = {
+        "new": {"status": "submitted", "created": at[0]},
+        "running": {"status": "running", "created": at[1], "started": at[2], "makes": True, "subject": "image_store-7a-b"},
+        "done": {"status": "completed", "created": at[1], "started": at[1], "makes": False, "subject": "volume-1", "completed": at[1]},
+        "refused": {"status": "failed", "created": at[3], "completed": at[4], "failure": {"cause": "it's not there"}},
+        "stopped": {"status": "cancelled", "created": at[3], "started": at[4], "completed": at[5], "subject": "", "failure": {"cause": "stopped"}},
+    }
+    await model.apply([("job", key, {**base, **columns}) for key, columns in jobs.items()])
+    wanted = events({key: {**base, **columns, "id": key} for key, columns in jobs.items()})
+    found, total = await reader.rows("event", order="rank")
+    assert total == len(wanted) == 1 + 3 + 3 + 2 + 3
+    assert {each["id"]: each for each in found} == wanted
+    assert found == sorted(found, key=lambda each: (-datetime.fromisoformat(each["created"]).timestamp(), each["rank"], each["id"]))
+    late, _ = await reader.rows("event", {"state": "Started", "open": True, "created": {"from": at[0]}})
+    assert [each["job_id"] for each in late] == ["running"]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from api.system import System
 from bus.errors import StoreAway
@@ -39,6 +42,7 @@ class FoldedViews:
                     rows[key] = {**rows.get(key, {}), **columns, "id": key}
         tables["resource_tag"] = resource_tags(tables)
         tables["snapshot_in_zone"] = snapshots_in_zones(tables)
+        tables["event"] = events(tables.get("job", {}))
         return tables
 
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
@@ -82,6 +86,34 @@ def resource_tags(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict
     return found
 
 
+def events(jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """As the view read.event."""
+    found = {}
+    for job in jobs.values():
+        kind, _, thing = (job.get("subject") or "").partition("-")
+        kind = "".join(part.capitalize() for part in kind.split("_"))
+        for step, (state, at) in enumerate((("Scheduled", job["created"]), ("Created", job.get("started") if job.get("makes") else None),
+                                            ("Started", job.get("started")), ("Completed", job.get("completed"))), start=1):
+            if at is None:
+                continue
+            bad = step == 4 and job["status"] != "completed"
+            level = "INFO" if not bad else "WARN" if job["status"] == "cancelled" else "ERROR"
+            told = f"{state} {job['event']}" + (f" of {kind} {thing}" if thing else "") + (
+                f", {job['status']}: {(job.get('failure') or {}).get('cause', '')}" if bad else "")
+            row = {column: job.get(column) for column in _OWNED} | {
+                "id": _event_id(job["id"], state), "name": f"{job['event']} {level} {told}", "type": job["event"], "state": state,
+                "level": level, "description": told, "principal": job["principal"], "job_id": job["id"],
+                "parent_id": _event_id(job["id"], "Scheduled") if step > 1 else None, "resource_type": kind or None,
+                "resource_id": thing or None, "created": at, "open": job.get("completed") is None, "archived": False,
+                "rank": -round(datetime.fromisoformat(at).timestamp() * 1_000_000) * 8 - step}
+            found[row["id"]] = row
+    return found
+
+
+def _event_id(job_id: str, state: str) -> str:
+    return str(UUID(hashlib.md5(f"{job_id}/{state}".encode()).hexdigest()))
+
+
 def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """As read.conditions."""
     return all(_pair(row, name, value) for name, value in where.items())
@@ -93,6 +125,8 @@ def _pair(row: Mapping[str, Any], name: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         if "prefix" in value:
             return row.get(name) is not None and str(row[name]).startswith(value["prefix"])
+        if "from" in value or "until" in value:
+            return row.get(name) is not None and value.get("from", "") <= row[name] <= value.get("until", "~")
         if "has" in value:
             return (row.get(name) or {}).items() >= value["has"].items()
         return row.get(name) in value["in"]
@@ -142,7 +176,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
                         "zone_ids", "tags", "next_at", "last_at", "last_job_id", "removed"),
     "snapshot_store_ref": ("snapshot_id", "store_id", "key", "state", "size", "physical_size", "created"),
     "job": (*_OWNED, "command", "status", "step", "subject", "result", "failure", "principal", "body", "cancel_requested",
-            "work", "parent", "created", "completed"),
+            "work", "parent", "created", "completed", "event", "started", "makes"),
+    "event": (*_OWNED, "name", "type", "state", "level", "description", "principal", "job_id", "parent_id", "resource_type",
+              "resource_id", "created", "open", "archived", "rank"),
 }
 
 

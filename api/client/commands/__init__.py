@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.client.commands.deprecated import DeprecatedCommands
+from api.client.commands.event import EventCommands
 from api.client.commands.extract import ExtractCommands
 from api.client.commands.identity import IdentityCommands
 from api.client.commands.image_store import ImageStoreCommands
@@ -19,9 +20,9 @@ from api.client.commands.volume import VolumeCommands
 
 
 class Commands(
-    DeprecatedCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands, OfferingCommands,
-    PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands, SystemCommands, TemplateCommands,
-    VolumeCommands,
+    DeprecatedCommands, EventCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands,
+    OfferingCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands, SystemCommands,
+    TemplateCommands, VolumeCommands,
 ):
     """All of them."""
 

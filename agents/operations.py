@@ -20,7 +20,8 @@ from agents.image_stores.links import make_link, revoke_link, sweep_links
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
-from agents.primary_stores.base import Bounded, KeepsDrafts
+from agents.primary_stores.base import Bounded, KeepsDrafts, PrimaryStore
+from agents.primary_stores.folder import draft_name
 from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from bus.grant_sealing import answer_to, seal_to
@@ -39,6 +40,7 @@ from schema.agent import (
     OpenPrimary,
     ResizeDisk,
     Result,
+    RevertDisk,
     RevokeLink,
     ScrubObjects,
     SnapshotFrozen,
@@ -150,6 +152,39 @@ async def resize_disk(order: ResizeDisk, tools: Toolbox, secrets: Secrets, progr
     return DiskResized(virtual_size=virtual, physical_size=physical)
 
 
+async def revert_disk(order: RevertDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskCreated:
+    """The image's bytes in the place of the disk's: until the draft has its name the disk holds what it held, from then on
+    nothing makes the order fail or be cancelled."""
+    primary, hypervisor, spec = tools.primary(order.disk.primary), tools.hypervisor, order.disk
+    suffix = Path(spec.path).suffix.removeprefix(".")
+    if not await primary.exists(spec.path):
+        raise WorkFailed(f"the disk {spec.path} is not on its primary store", field="id",
+                         remedy="see whether the primary store is mounted")
+    goes_on = order.image.format is ImageFormat.QCOW2
+    begin = primary.kept if goes_on and isinstance(primary, KeepsDrafts) else primary.draft
+    draft = await begin(spec.volume_id, order.work_name, suffix, size=order.virtual_size)
+    try:
+        await find(order.motion, RESTORE)(order, draft, tools, secrets, progress)
+        await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=order.virtual_size)
+        virtual, physical = await hypervisor.measure(draft)
+        progress("swap", 0, 0)
+        await _swap(primary, order, suffix)
+    except BaseException:
+        await primary.discard(spec.volume_id, order.work_name, suffix)
+        raise
+    return DiskCreated(disk=spec.model_copy(update={"virtual_size": virtual}), physical_size=physical)
+
+
+async def _swap(primary: PrimaryStore, order: RevertDisk, suffix: str) -> None:
+    """The draft becomes the disk. What goes wrong, or is cancelled, after that is told to the log only."""
+    try:
+        await primary.commit(order.disk.volume_id, order.work_name, suffix)
+    except BaseException as error:
+        if draft_name(order.disk.volume_id, order.work_name, suffix) in await primary.names():
+            raise
+        log.warning("the disk %s was reverted; what came after that went wrong: %r", order.disk.path, error)
+
+
 async def delete_disk(order: DeleteDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
     """The disk and whatever attempts left."""
     await tools.primary(order.primary).delete(order.volume_id)
@@ -225,6 +260,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     MakeLink: give_link,
     RevokeLink: end_link,
     CreateDisk: create_disk,
+    RevertDisk: revert_disk,
     ResizeDisk: resize_disk,
     DeleteDisk: delete_disk,
     TakeSnapshot: take_snapshot,

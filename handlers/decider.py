@@ -176,6 +176,8 @@ class Step:
     """How its bytes move. A flow whose step has one asks it in `start` too, so that what cannot be is refused there."""
     undo: OrderMaker = lambda context, work_id, attempt: None
     """Takes back what a completed step did; given this step's own undo work id."""
+    final: bool = False
+    """Once it is done the job has succeeded: a cancel that was asked for meanwhile came too late, since nothing takes it back."""
     undo_always: bool = False
     """Its undo runs even when the step itself did not complete in this job."""
     attempts: int = 5

@@ -224,7 +224,7 @@ class Engine:
             return
         step = next(s for s in self.flow.steps if s.name == name)
         step.done(context, report.result)
-        if self.job.cancel_requested:
+        if self.job.cancel_requested and not step.final:
             self.undo(_stopped(), cancelled=True)
         else:
             self.advance()

@@ -211,9 +211,11 @@ class _Backup:
         state = self.state(context)
         head = self.head(context)
         choice = chain.choose(context, head.id if head else None, state.store_id)
+        of: volume.VolumeState = context.state(volume.stream(state.volume_id))
+        since = f"the volume was reverted to the snapshot {of.reverted} since the previous one" if of.reverted else ""
         context.emit(stream(state.id), SnapshotBackupStarted(
             snapshot_id=state.id, store_id=state.store_id, key=self.key(context, 1), job_id=context.job_id,
-            parent=choice.parent.id if choice.parent else None, depth=choice.depth, reason=choice.reason))
+            parent=choice.parent.id if choice.parent else None, depth=choice.depth, reason=since or choice.reason))
         if choice.parent is not None:
             chain.link(context, choice.parent.id, state.id)
 

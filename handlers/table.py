@@ -15,8 +15,10 @@ from handlers import (
     resource_tag,
     scrub,
     snapshot,
+    snapshot_archive,
     snapshot_delete,
     snapshot_policy,
+    snapshot_revert,
     template,
     template_extract,
     volume,
@@ -45,6 +47,8 @@ FLOWS: dict[type[Command], Flow] = (
     | resource_tag.FLOWS
     | snapshot_delete.FLOWS
     | snapshot_policy.FLOWS
+    | snapshot_revert.FLOWS
+    | snapshot_archive.FLOWS
     | zone.FLOWS
     | primary_store.FLOWS
     | backup_provider.FLOWS

@@ -37,6 +37,9 @@ from schema.volume import (
     VolumeResized,
     VolumeResizeEnded,
     VolumeResizeStarted,
+    VolumeReverted,
+    VolumeRevertFailed,
+    VolumeRevertStarted,
     VolumeSnapshotStarted,
     VolumeUpdated,
 )
@@ -57,6 +60,11 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Resizing", VolumeRenamed.TYPE): "Resizing",
     ("Resizing", VolumeUpdated.TYPE): "Resizing",
     ("Resizing", VolumeResizeEnded.TYPE): "Ready",
+    ("Ready", VolumeRevertStarted.TYPE): "RevertSnapshotting",
+    ("RevertSnapshotting", VolumeReverted.TYPE): "Ready",
+    ("RevertSnapshotting", VolumeRevertFailed.TYPE): "Ready",
+    ("RevertSnapshotting", VolumeRenamed.TYPE): "RevertSnapshotting",
+    ("RevertSnapshotting", VolumeUpdated.TYPE): "RevertSnapshotting",
     ("Ready", VolumeDestroyed.TYPE): "Destroy",
     ("Destroy", VolumeRecovered.TYPE): "Ready",
     ("Destroy", VolumeDeleteRequested.TYPE): "Expunging",
@@ -92,6 +100,8 @@ class VolumeState:
     """While it is resized: the bytes that it had, and those that it shall have."""
     head: UUID | None = None
     """The snapshot backed up last: the disk records what changes since."""
+    reverted: UUID | None = None
+    """The snapshot whose content it was given, since when nothing was backed up."""
 
 
 def evolve(state: VolumeState | None, event: Event) -> VolumeState:
@@ -124,7 +134,10 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
             return replace(state, status=status, busy=event.snapshot_id)
         case VolumeReleased():
             return replace(state, status=status, busy=event.snapshot_id if event.backing_up else None,
-                           head=event.head or state.head)
+                           head=event.head or state.head, reverted=None if event.head else state.reverted)
+        case VolumeReverted():
+            return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size, head=None,
+                           reverted=event.snapshot_id)
         case _:
             return replace(state, status=status)
 

@@ -176,6 +176,21 @@ class ResizeDisk(Order, type="order.resize_disk"):
     shrink: bool = False
 
 
+class RevertDisk(Order, type="order.revert_disk"):
+    """Put the bytes of an image in the place of what a disk holds: all at once, when they are all there. Reports a DiskCreated;
+    cancelled or failed, the disk holds what it held."""
+
+    disk: DiskRef
+    virtual_size: int
+    """Bytes that the disk has at least afterwards."""
+    image: ImageRef
+    store: StoreSpec
+    base: list[ImageRef] = []
+    """As CreateDisk's."""
+    motion: str = "direct"
+    """The strategy that the plan chose."""
+
+
 class DeleteDisk(Order, type="order.delete_disk"):
     """Delete a volume's disk, and whatever attempts of it left behind. An absent one counts as deleted."""
 
@@ -306,7 +321,7 @@ class ImageResult(Result):
 
 
 class DiskCreated(Result):
-    """Of CreateDisk."""
+    """Of CreateDisk and RevertDisk."""
 
     disk: DiskRef
     physical_size: int

@@ -53,6 +53,26 @@ class DeleteSnapshot(Command, type="snapshot.delete"):
         return f"snapshot-{self.id}"
 
 
+class RevertSnapshot(Command, type="snapshot.revert"):
+    """Give the snapshot's volume the content again that it had when the snapshot was taken."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
+class ArchiveSnapshot(Command, type="snapshot.archive"):
+    """Back up a snapshot that only lies in its disk, and remove it from there."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
 class SnapshotRequested(Event, type="snapshot.requested"):
     """It exists (Allocated) and is being taken (Creating)."""
 

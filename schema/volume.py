@@ -220,6 +220,32 @@ class VolumeReleased(Event, type="volume.released"):
     """The snapshot that is backed up now and that the disk records changes since; None: as before."""
 
 
+class VolumeRevertStarted(Event, type="volume.revert_started"):
+    """It is being given a snapshot's content again: it is busy (state RevertSnapshotting)."""
+
+    volume_id: UUID
+    snapshot_id: UUID
+    job_id: UUID
+
+
+class VolumeReverted(Event, type="volume.reverted"):
+    """It holds what it held when the snapshot was taken (state Ready). The record of what changed since its last backup went with
+    what it held: the next one is full."""
+
+    volume_id: UUID
+    snapshot_id: UUID
+    disk: DiskRef
+    physical_size: int = 0
+
+
+class VolumeRevertFailed(Event, type="volume.revert_failed"):
+    """It holds what it held before (state Ready)."""
+
+    volume_id: UUID
+    snapshot_id: UUID
+    failure: Failure
+
+
 class VolumeDeleteRequested(Event, type="volume.delete_requested"):
     """It is being deleted (state Expunging)."""
 

@@ -16,7 +16,7 @@ from agents.motion.compressed import write_compressed
 from agents.motion.delta import changes, read_chain, usable, write_delta
 from agents.motion.direct import write_image
 from agents.toolbox import Toolbox, both
-from schema.agent import CreateDisk, FetchImage, ImageResult, Result, WriteSnapshot
+from schema.agent import CreateDisk, FetchImage, ImageResult, Result, RevertDisk, WriteSnapshot
 from schema.failure import Refused
 from schema.image import ImageFormat
 from schema.motion import BACKUP, FETCH, RESTORE
@@ -52,7 +52,7 @@ async def backup(order: WriteSnapshot, disk: str, tools: Toolbox, secrets: Secre
             return ImageResult(image=await whole(device, store, **where), reason=reason)
 
 
-async def restore(order: CreateDisk, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+async def restore(order: CreateDisk | RevertDisk, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
     """By ranged reads straight into the new disk, a chain flattened on the way."""
     assert order.store is not None
     assert order.image is not None

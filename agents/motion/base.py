@@ -23,7 +23,8 @@ Carrier = Callable[[Any, str, "Toolbox", Secrets, Progress], Awaitable[Any]]
 """(order, disk, tools, secrets, progress) -> what its operation reports.
 
 `disk` is the local path of the disk that is read (BACKUP) or of the absent one that is made (RESTORE); empty otherwise.
-The orders: FetchImage of FETCH, WriteSnapshot of BACKUP, CreateDisk of RESTORE, agents.motion.store_to_store.Copy of COPY."""
+The orders: FetchImage of FETCH, WriteSnapshot of BACKUP, CreateDisk and RevertDisk of RESTORE,
+agents.motion.store_to_store.Copy of COPY."""
 OF_DISKS = frozenset({BACKUP, RESTORE})
 """Moves that only the host of the disk can carry."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ADMIN, ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.failure import BadParameter
-from schema.snapshot import CreateSnapshot, DeleteSnapshot
+from schema.snapshot import ArchiveSnapshot, CreateSnapshot, DeleteSnapshot, RevertSnapshot
 from schema.snapshot_policy import INTERVALS
 
 LOCATIONS = ("PRIMARY", "SECONDARY")
@@ -43,6 +43,14 @@ COMMANDS: tuple[ApiCommand, ...] = (
             parameter("showunique", Type.BOOLEAN, text="true: one row for a snapshot, not one for each zone"), access=True),
         filters={"name": "name", "zoneid": "zone_id", "volumeid": "volume_id", "locationtype": "location_type"},
         description="Lists snapshots: one row for each snapshot and zone."),
+    ApiCommand(
+        name="revertSnapshot", mode=Mode.ASYNC, item="snapshot", noun="snapshot", command=RevertSnapshot,
+        parameters=derived(RevertSnapshot), related="listSnapshots",
+        description="Gives a snapshot's volume the content again that it had then."),
+    ApiCommand(
+        name="archiveSnapshot", mode=Mode.ASYNC, item="snapshot", noun="snapshot", command=ArchiveSnapshot, roles=ADMIN,
+        parameters=derived(ArchiveSnapshot), related="listSnapshots",
+        description="Backs up a snapshot that is only on the primary store, and removes it from there."),
     ApiCommand(
         name="deleteSnapshot", mode=Mode.ASYNC, noun="snapshot", command=DeleteSnapshot,
         parameters=derived(DeleteSnapshot), related="listSnapshots", description="Deletes a snapshot and its bytes."),

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging",
-                     "Resizing"})
+                     "Resizing", "RevertSnapshotting"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
 
 

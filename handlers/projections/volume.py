@@ -51,6 +51,13 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "volume", key, {"state": "Snapshotting"}
         case volume.VolumeReleased():
             yield "volume", key, {"state": "Ready"}
+        case volume.VolumeRevertStarted():
+            yield "volume", key, {"state": "RevertSnapshotting", "job_id": str(event.job_id)}
+        case volume.VolumeReverted():
+            yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,
+                                  "physical_size": event.physical_size}
+        case volume.VolumeRevertFailed():
+            yield "volume", key, {"state": "Ready"}
         case volume.VolumeDeleteRequested():
             yield "volume", key, {"state": "Expunging", "removed": at}
         case volume.VolumeDeleted():

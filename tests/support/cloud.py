@@ -25,6 +25,7 @@ from schema.agent import (
     ProviderSpec,
     ReleaseWork,
     ResizeDisk,
+    RevertDisk,
     ScrubObjects,
     TakeSnapshot,
     WorkCancelled,
@@ -218,6 +219,8 @@ def result_of(order: Order) -> dict[str, Any]:
             return {"disk": disk.model_dump(mode="json"), "physical_size": 1}
         case ResizeDisk():
             return {"virtual_size": order.virtual_size, "physical_size": 2}
+        case RevertDisk():
+            return {"disk": order.disk.model_dump(mode="json"), "physical_size": 7}
         case TakeSnapshot():
             return {"virtual_size": GIB}
         case MakeLink():

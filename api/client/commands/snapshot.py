@@ -65,6 +65,22 @@ class SnapshotCommands(Calling):
             "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
 
+    async def revert_snapshot(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Job[Snapshot]:
+        """Gives a snapshot's volume the content again that it had then.
+
+        id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Job[Snapshot] = await self._start("revertSnapshot", "snapshot", {"id": id, "customjobid": customjobid})
+        return answer
+
+    async def archive_snapshot(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Job[Snapshot]:
+        """Backs up a snapshot that is only on the primary store, and removes it from there.
+
+        id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Job[Snapshot] = await self._start("archiveSnapshot", "snapshot", {"id": id, "customjobid": customjobid})
+        return answer
+
     async def delete_snapshot(
         self, *, id: UUID | str, zoneid: UUID | str | None = None, customjobid: UUID | str | None = None,
     ) -> Job[Success]:

@@ -251,7 +251,8 @@ IDS = parameter("ids", Type.LIST, of_uuids=True)
 NAME = parameter("name")
 ZONE = parameter("zoneid", Type.UUID)
 TAGS = parameter("tags", Type.MAP)
+DETAILS = parameter("details", Type.LIST, text="min: without fields that are lists themselves; all")
 """Parameters of nearly every list."""
 
-__all__ = ["ADMIN", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "OWNER", "TAGS", "ZONE", "ApiCommand", "Mode", "Parameter",
-           "Prepare", "Type", "api_name", "derived", "listing", "parameter"]
+__all__ = ["ADMIN", "DETAILS", "EVERYONE", "ID", "IDS", "JOB_ID", "NAME", "OWNER", "TAGS", "ZONE", "ApiCommand", "Mode",
+           "Parameter", "Prepare", "Type", "api_name", "derived", "listing", "parameter"]

@@ -127,10 +127,11 @@ class Answer:
 class Edge:
     """One installation as its callers see it."""
 
-    def __init__(self, system: System, *, wait_s: float = WAIT_S, facts: Mapping[str, Any] | None = None) -> None:
-        """`facts`: what listCapabilities says besides what is so everywhere."""
+    def __init__(self, system: System, *, wait_s: float = WAIT_S, facts: Mapping[str, Any] | None = None,
+                 configuration: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`facts`: what listCapabilities says besides what is so everywhere. `configuration`: what listConfigurations lists."""
         self.system, self.wait_s = system, wait_s
-        self.lists = Lists(system, answers.LISTS, facts)
+        self.lists = Lists(system, answers.LISTS, facts, configuration)
         self.ownership = Ownership(system)
 
     async def call(self, raw: Mapping[str, str], *, principal: Principal = SYSTEM,

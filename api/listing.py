@@ -79,14 +79,19 @@ def page_of(values: Mapping[str, Any]) -> Page:
     return Page(size, (page - 1) * size)
 
 
+def brief(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for `details=min`: without its fields that are lists or objects themselves."""
+    return {name: value for name, value in item.items() if not isinstance(value, list | dict)}
+
+
 class Lists:
     """Answers every list command."""
 
     def __init__(self, system: Reads, special: Mapping[str, Special] | None = None,
-                 facts: Mapping[str, Any] | None = None) -> None:
+                 facts: Mapping[str, Any] | None = None, configuration: Sequence[Mapping[str, Any]] = ()) -> None:
         self.system = system
-        self.facts = facts or {}
-        """What listCapabilities says of this process's settings."""
+        self.facts, self.configuration = facts or {}, configuration
+        """What listCapabilities says of this process's settings, and what listConfigurations lists of them."""
         self.ownership = Ownership(system)
         self._special = special or {}
 
@@ -94,6 +99,8 @@ class Lists:
         """The body below the envelope's key: count and items, count alone beyond the end, or nothing."""
         special = self._special.get(command.name)
         items, count = await (special(self, command, values, principal) if special else self.of_table(command, values, principal))
+        if [word.lower() for word in values.get("details") or ()] == ["min"]:
+            items = [brief(each) for each in items]
         if items:
             return {"count": count, command.item: items}
         return {"count": count} if count else {}

@@ -185,6 +185,10 @@ class Ownership:
             narrow = {"project_id": {"in": await self._projects(principal)}}
             if values.get("listall"):
                 narrow = {"any": [narrow, {"project_id": None}]}
+        elif table == "project" and values.get("account"):
+            owner = await self.named(command, values, principal, Use.SEE)
+            rows, _ = await self._system.rows("project_account", {"account_id": str(owner.account_id)}, limit=10_000)
+            narrow = {"id": {"in": [row["project_id"] for row in rows]}}
         elif values.get("projectid") or values.get("account"):
             owner = await self.named(command, values, principal, Use.SEE)
             narrow = {"account_id": str(owner.account_id)}

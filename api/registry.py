@@ -18,6 +18,7 @@ from api.commands import (
     job,
     machine,
     offering,
+    os_type,
     place,
     resource_tag,
     snapshot,
@@ -42,6 +43,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     *place.COMMANDS,
     *machine.COMMANDS,
     *system.COMMANDS,
+    *os_type.COMMANDS,
     *identity.COMMANDS,
     *resource_tag.COMMANDS,
 )

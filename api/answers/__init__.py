@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from api.access import Principal
-from api.answers import event, image_store, job, offering, place, snapshot, system, template, volume
+from api.answers import event, identity, image_store, job, offering, os_type, place, snapshot, system, template, volume
 from api.listing import Lists, Special
 from api.registry import ApiCommand
 
@@ -17,8 +17,8 @@ Answerer = Callable[[Lists, ApiCommand, dict[str, Any], Principal], Awaitable[di
 """(lists, command, values, caller) -> what stands below the envelope's key."""
 
 LISTS: dict[str, Special] = (template.LISTS | job.LISTS | system.LISTS | offering.LISTS | volume.LISTS | place.LISTS
-                             | image_store.LISTS | snapshot.LISTS | event.LISTS)
-ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS
+                             | image_store.LISTS | snapshot.LISTS | event.LISTS | os_type.LISTS | identity.LISTS)
+ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS | identity.ANSWERS
 """Command's name -> who answers it."""
 
 __all__ = ["ANSWERS", "LISTS", "Answerer"]

@@ -7,10 +7,11 @@ from typing import Any
 
 from api import registry
 from api.access import Principal, authorize
-from api.listing import Listed, Lists, Special
+from api.listing import Listed, Lists, Special, page_of
 from api.registry import ApiCommand
 from api.responses import FIELDS
 from schema.failure import BadParameter
+from schema.identity import Role
 
 VERSION = "4.22.0.0"
 """The CloudStack release whose API is followed."""
@@ -26,6 +27,25 @@ async def apis(lists: Lists, command: ApiCommand, values: Mapping[str, Any], pri
     return found, len(found)
 
 
+async def hypervisors(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
+    """Each name once, of one zone or of all."""
+    page, word = page_of(values), (values.get("keyword") or "").lower()
+    wanted = str(values["zoneid"]) if values.get("zoneid") else None
+    names = sorted({row["hypervisor"] for row in (await lists.table("agent")).values()
+                    if row["hypervisor"] and wanted in (None, row["zone_id"])})
+    found = [{"name": name} for name in names if word in name.lower()]
+    return found[page.offset:page.offset + page.limit], len(found)
+
+
+async def configurations(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
+    """By name, category, or a part of the name."""
+    page, word = page_of(values), (values.get("keyword") or "").lower()
+    category = values.get("category") or values.get("group")
+    found = [dict(row) for row in lists.configuration if word in row["name"]
+             and values.get("name") in (None, row["name"]) and (category is None or category.lower() == row["category"].lower())]
+    return found[page.offset:page.offset + page.limit], len(found)
+
+
 async def capability(lists: Lists) -> dict[str, Any]:
     """What this installation can do."""
     stores, _ = await lists.system.rows("image_store", {"removed": None, "state": "Ready", "scope": "REGION"},
@@ -33,10 +53,12 @@ async def capability(lists: Lists) -> dict[str, Any]:
     return {
         "cloudstackversion": VERSION, "securitygroupsenabled": False, "dynamicrolesenabled": False,
         "userpublictemplateenabled": True, "supportELB": "false", "projectinviterequired": False,
-        "allowusercreateprojects": False, "customdiskofferingminsize": 1, "customdiskofferingmaxsize": 2000,
+        "allowusercreateprojects": Role.USER in registry.find("createProject").roles,
+        "customdiskofferingminsize": 1, "customdiskofferingmaxsize": 2000,
         "regionsecondaryenabled": bool(stores), "kvmsnapshotenabled": True, "allowuserviewdestroyedvm": False,
         "allowuserexpungerecovervm": False, "allowuserexpungerecovervolume": True,
-        "allowuserviewalldomainaccounts": False, "defaultuipagesize": 20, **lists.facts}
+        "allowuserviewalldomainaccounts": False, "defaultuipagesize": 20,
+        "instancesstatsuseronly": False, "instancesdisksstatsretentionenabled": False, **lists.facts}
 
 
 async def capabilities(lists: Lists, command: ApiCommand, values: dict[str, Any], principal: Principal) -> dict[str, Any]:
@@ -64,5 +86,5 @@ def describe(command: ApiCommand) -> dict[str, Any]:
         "response": [{"name": name, "description": name, "type": kind} for name, kind in {**fields, **more}.items()]}
 
 
-LISTS: dict[str, Special] = {"listApis": apis}
+LISTS: dict[str, Special] = {"listApis": apis, "listHypervisors": hypervisors, "listConfigurations": configurations}
 ANSWERS = {"listCapabilities": capabilities}

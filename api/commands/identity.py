@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ID, JOB_ID, NAME, OWNER, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import DETAILS, ID, JOB_ID, NAME, OWNER, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.failure import BadParameter
 from schema.identity import (
     AddAccountToProject,
@@ -69,7 +69,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         related="listDomains", description="Makes a domain."),
     ApiCommand(
         name="listDomains", mode=Mode.LIST, item="domain", noun="domain",
-        parameters=listing(ID, NAME, parameter("listall", Type.BOOLEAN)), filters={"id": "id", "name": "name"},
+        parameters=listing(ID, NAME, DETAILS, parameter("listall", Type.BOOLEAN)), filters={"id": "id", "name": "name"},
         description="Lists domains."),
     ApiCommand(
         name="createAccount", mode=Mode.SYNC, item="account", noun="account", command=CreateAccount, roles=ADMINS, now=True,
@@ -77,7 +77,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         description="Makes an account with its first user."),
     ApiCommand(
         name="listAccounts", mode=Mode.LIST, item="account", noun="account",
-        parameters=listing(ID, NAME, parameter("domainid", Type.UUID), parameter("listall", Type.BOOLEAN),
+        parameters=listing(ID, NAME, DETAILS, parameter("domainid", Type.UUID), parameter("listall", Type.BOOLEAN),
                            parameter("isrecursive", Type.BOOLEAN)),
         filters={"id": "id", "name": "name"}, description="Lists accounts and their users."),
     ApiCommand(
@@ -92,6 +92,10 @@ COMMANDS: tuple[ApiCommand, ...] = (
                            parameter("domainid", Type.UUID), parameter("listall", Type.BOOLEAN),
                            parameter("isrecursive", Type.BOOLEAN)),
         filters={"id": "id", "username": "name"}, description="Lists users."),
+    ApiCommand(
+        name="getUser", mode=Mode.SYNC, item="user", noun="user", related="listUsers",
+        parameters=(parameter("userapikey", required=True, text="an API key of the user"),),
+        description="The user of an API key."),
     ApiCommand(
         name="registerUserKeys", mode=Mode.SYNC, item="userkeys", noun="user", command=RegisterUserKeys, now=True,
         parameters=(parameter("id", Type.UUID, required=True, text="the UUID of the user"), JOB_ID), prepare=_keys,
@@ -113,12 +117,14 @@ COMMANDS: tuple[ApiCommand, ...] = (
         prepare=_limit, related="listResourceLimits", description="Says how much an account or a project may hold."),
     ApiCommand(
         name="listResourceLimits", mode=Mode.LIST, item="resourcelimit", noun="resource_limit",
-        parameters=listing(parameter("resourcetypename", text="volume, snapshot, template, primary_storage or secondary_storage"),
+        parameters=listing(parameter("resourcetype", Type.INTEGER, text=TYPE.description),
+                           parameter("resourcetypename", text="volume, snapshot, template, primary_storage or secondary_storage"),
                            access=True),
         filters={"resourcetypename": "name"}, description="Lists how much accounts may hold."),
     ApiCommand(
         name="listProjects", mode=Mode.LIST, item="project", noun="project",
-        parameters=listing(ID, NAME, parameter("domainid", Type.UUID), parameter("listall", Type.BOOLEAN),
-                           parameter("isrecursive", Type.BOOLEAN)),
-        filters={"id": "id", "name": "name"}, description="Lists projects."),
+        parameters=listing(ID, NAME, DETAILS, parameter("displaytext"),
+                           parameter("account", text="an account that is of the project"), parameter("domainid", Type.UUID),
+                           parameter("listall", Type.BOOLEAN), parameter("isrecursive", Type.BOOLEAN)),
+        filters={"id": "id", "name": "name", "displaytext": "display_text"}, description="Lists projects."),
 )

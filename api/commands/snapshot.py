@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ADMIN, ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import ADMIN, DETAILS, ID, IDS, NAME, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from schema.failure import BadParameter
 from schema.snapshot import ArchiveSnapshot, CreateSnapshot, DeleteSnapshot, RevertSnapshot
 from schema.snapshot_policy import INTERVALS
@@ -36,7 +36,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="listSnapshots", mode=Mode.LIST, item="snapshot", noun="snapshot",
         parameters=listing(
-            ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), TAGS,
+            ID, IDS, NAME, ZONE, parameter("volumeid", Type.UUID), TAGS, DETAILS,
             parameter("intervaltype", choices=INTERVALS, text="only those of policies of this interval"),
             parameter("snapshottype", choices=("MANUAL", "RECURRING", *INTERVALS), text="MANUAL, RECURRING or an interval"),
             parameter("locationtype", choices=LOCATIONS, text="PRIMARY: not backed up yet"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from api.api_command import ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
+from api.api_command import DETAILS, ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from api.commands.extract import EXTRACT
 from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, ResizeVolume, UpdateVolume
 from schema.volume_copy import ExtractVolume
@@ -39,7 +39,7 @@ COMMANDS: tuple[ApiCommand, ...] = (
         parameters=listing(ID, IDS, NAME, ZONE, parameter("storageid", Type.UUID), parameter("state"),
                            parameter("type", choices=("ROOT", "DATADISK")), parameter("diskofferingid", Type.UUID),
                            parameter("displayvolume", Type.BOOLEAN), parameter("retrieveonlyresourcecount", Type.BOOLEAN, text=
-                                     "true: only the count"), TAGS, access=True),
+                                     "true: only the count"), TAGS, DETAILS, access=True),
         filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state",
                  "type": "type", "diskofferingid": "disk_offering_id", "displayvolume": "display"},
         description="Lists volumes."),

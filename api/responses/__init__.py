@@ -14,6 +14,7 @@ from api.responses import (
     job,
     machine,
     offering,
+    os_type,
     place,
     resource_tag,
     snapshot,
@@ -26,7 +27,7 @@ from api.responses.shown import Names, Show, name_of, percent, provider_name, wh
 
 FIELDS: dict[str, dict[str, str]] = (
     image_store.FIELDS | template.FIELDS | volume.FIELDS | snapshot.FIELDS | job.FIELDS | system.FIELDS | identity.FIELDS
-    | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS
+    | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS | os_type.FIELDS
     | snapshot_policy.FIELDS | event.FIELDS)
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
 OBJECTS: dict[str, Show] = (

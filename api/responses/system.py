@@ -11,8 +11,13 @@ FIELDS: dict[str, dict[str, str]] = {
         "allowusercreateprojects": "boolean", "customdiskofferingminsize": "long", "customdiskofferingmaxsize": "long",
         "regionsecondaryenabled": "boolean", "kvmsnapshotenabled": "boolean", "allowuserviewdestroyedvm": "boolean",
         "allowuserexpungerecovervm": "boolean", "allowuserexpungerecovervolume": "boolean",
-        "allowuserviewalldomainaccounts": "boolean", "defaultuipagesize": "long", "apilimitmax": "integer",
+        "allowuserviewalldomainaccounts": "boolean", "defaultuipagesize": "long", "instancesstatsuseronly": "boolean",
+        "instancesdisksstatsretentionenabled": "boolean", "apilimitmax": "integer",
         "apilimitinterval": "integer"},
+    "hypervisor": {"name": "string"},
+    "configuration": {
+        "name": "string", "value": "string", "category": "string", "description": "string", "type": "string",
+        "isdynamic": "boolean"},
     "api": {
         "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
         "response": "list", "roles": "list", "deprecated": "boolean", "replacement": "string"},

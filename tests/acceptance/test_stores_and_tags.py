@@ -96,6 +96,21 @@ async def test_an_operators_day(running: tuple[Up, Site], tmp_path: Path) -> Non
     assert left(folders["images"]) == left(folders["scratch"]) == set()
 
 
+async def test_what_clients_ask_at_their_start(running: tuple[Up, Site]) -> None:
+    up, _ = running
+    assert (await up.call("listOsTypes", keyword="debian gnu", pagesize=2, page=1))["count"] == 6
+    assert (await up.call("listHypervisors"))["hypervisor"] == [{"name": "KVM"}]
+    settings = {each["name"]: each["value"] for each in (await up.call("listConfigurations", pagesize=-1))["configuration"]}
+    assert settings["storebus.data.dir"] == str(up.data) and settings["storage.max.volume.size"] == "2000"
+    assert not [name for name in settings if "key" in name or "token" in name]
+    assert (await up.call("listCapabilities"))["capability"]["customdiskofferingmaxsize"] == 2000
+    assert {each["max"] for each in (await up.call("listResourceLimits"))["resourcelimit"]} == {-1}
+    [account] = (await up.call("listAccounts", details="min", name="admin"))["account"]
+    assert "user" not in account and (await up.call("listDomains", listall="true"))["domain"][0]["path"] == "ROOT"
+    for command in ("listProjects", "listTags"):
+        assert await up.call(command, listall="true") in ({}, {"count": 0})
+
+
 async def tables(up: Up, store: str, staging: str, template: str, snapshot: str) -> None:
     """The tables that administrators read, each with its row of this story."""
     rows = {row["id"]: row for row in await up.table("image_store")}

@@ -10,6 +10,7 @@ from api.client.commands.image_store import ImageStoreCommands
 from api.client.commands.job import JobCommands
 from api.client.commands.machine import MachineCommands
 from api.client.commands.offering import OfferingCommands
+from api.client.commands.os_type import OsTypeCommands
 from api.client.commands.place import PlaceCommands
 from api.client.commands.resource_tag import ResourceTagCommands
 from api.client.commands.snapshot import SnapshotCommands
@@ -21,8 +22,8 @@ from api.client.commands.volume import VolumeCommands
 
 class Commands(
     DeprecatedCommands, EventCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands,
-    OfferingCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands, SystemCommands,
-    TemplateCommands, VolumeCommands,
+    OfferingCommands, OsTypeCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands,
+    SystemCommands, TemplateCommands, VolumeCommands,
 ):
     """All of them."""
 

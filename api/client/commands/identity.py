@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from api.client.calling import Calling
@@ -29,16 +30,17 @@ class IdentityCommands(Calling):
         return answer
 
     def list_domains(
-        self, *, id: UUID | str | None = None, name: str | None = None, listall: bool | None = None,
-        keyword: str | None = None, pagesize: int | None = None,
+        self, *, id: UUID | str | None = None, name: str | None = None, details: Sequence[UUID | str] | None = None,
+        listall: bool | None = None, keyword: str | None = None, pagesize: int | None = None,
     ) -> Listing[Domain]:
         """Lists domains.
 
-        id: the UUID of the thing; name: the name; listall: everything that the caller may see; false: of its own account
-        only; keyword: part of the name; pagesize: items of a page; -1 without page: everything
+        id: the UUID of the thing; name: the name; details: min: without fields that are lists themselves; all; listall:
+        everything that the caller may see; false: of its own account only; keyword: part of the name; pagesize: items of a
+        page; -1 without page: everything
         """
         return self._list("listDomains", "domain", {
-            "id": id, "name": name, "listall": listall, "keyword": keyword, "pagesize": pagesize,
+            "id": id, "name": name, "details": details, "listall": listall, "keyword": keyword, "pagesize": pagesize,
         }, pages=True)
 
     async def create_account(
@@ -62,18 +64,20 @@ class IdentityCommands(Calling):
         return answer
 
     def list_accounts(
-        self, *, id: UUID | str | None = None, name: str | None = None, domainid: UUID | str | None = None,
-        listall: bool | None = None, isrecursive: bool | None = None, keyword: str | None = None, pagesize: int | None = None,
+        self, *, id: UUID | str | None = None, name: str | None = None, details: Sequence[UUID | str] | None = None,
+        domainid: UUID | str | None = None, listall: bool | None = None, isrecursive: bool | None = None,
+        keyword: str | None = None, pagesize: int | None = None,
     ) -> Listing[Account]:
         """Lists accounts and their users.
 
-        id: the UUID of the thing; name: the name; domainid: the UUID of the domain; the caller's own when it is left out;
-        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain
-        too; keyword: part of the name; pagesize: items of a page; -1 without page: everything
+        id: the UUID of the thing; name: the name; details: min: without fields that are lists themselves; all; domainid: the
+        UUID of the domain; the caller's own when it is left out; listall: everything that the caller may see; false: of its
+        own account only; isrecursive: domains below the domain too; keyword: part of the name; pagesize: items of a page; -1
+        without page: everything
         """
         return self._list("listAccounts", "account", {
-            "id": id, "name": name, "domainid": domainid, "listall": listall, "isrecursive": isrecursive, "keyword": keyword,
-            "pagesize": pagesize,
+            "id": id, "name": name, "details": details, "domainid": domainid, "listall": listall, "isrecursive": isrecursive,
+            "keyword": keyword, "pagesize": pagesize,
         }, pages=True)
 
     async def create_user(
@@ -109,6 +113,14 @@ class IdentityCommands(Calling):
             "id": id, "username": username, "account": account, "domainid": domainid, "listall": listall,
             "isrecursive": isrecursive, "keyword": keyword, "pagesize": pagesize,
         }, pages=True)
+
+    async def get_user(self, *, userapikey: str) -> User:
+        """The user of an API key.
+
+        userapikey: an API key of the user
+        """
+        answer: User = await self._thing("getUser", "user", {"userapikey": userapikey})
+        return answer
 
     async def register_user_keys(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Userkeys:
         """Gives a user new keys and shows them, this once. The old ones are worth nothing from then on.
@@ -164,34 +176,36 @@ class IdentityCommands(Calling):
         return answer
 
     def list_resource_limits(
-        self, *, resourcetypename: str | None = None, keyword: str | None = None, pagesize: int | None = None,
-        account: str | None = None, domainid: UUID | str | None = None, projectid: str | None = None,
-        listall: bool | None = None, isrecursive: bool | None = None,
+        self, *, resourcetype: int | None = None, resourcetypename: str | None = None, keyword: str | None = None,
+        pagesize: int | None = None, account: str | None = None, domainid: UUID | str | None = None,
+        projectid: str | None = None, listall: bool | None = None, isrecursive: bool | None = None,
     ) -> Listing[Resourcelimit]:
         """Lists how much accounts may hold.
 
-        resourcetypename: volume, snapshot, template, primary_storage or secondary_storage; keyword: part of the name;
-        pagesize: items of a page; -1 without page: everything; account: the account's name; it is in the domain domainid;
-        domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in
-        lists: every project; listall: everything that the caller may see; false: of its own account only; isrecursive:
-        domains below the domain too
+        resourcetype: 2 volumes, 3 snapshots, 4 templates, 10 primary and 11 secondary storage (GiB); resourcetypename:
+        volume, snapshot, template, primary_storage or secondary_storage; keyword: part of the name; pagesize: items of a
+        page; -1 without page: everything; account: the account's name; it is in the domain domainid; domainid: the UUID of
+        the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in lists: every project;
+        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain too
         """
         return self._list("listResourceLimits", "resourcelimit", {
-            "resourcetypename": resourcetypename, "keyword": keyword, "pagesize": pagesize, "account": account,
-            "domainid": domainid, "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
+            "resourcetype": resourcetype, "resourcetypename": resourcetypename, "keyword": keyword, "pagesize": pagesize,
+            "account": account, "domainid": domainid, "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
 
     def list_projects(
-        self, *, id: UUID | str | None = None, name: str | None = None, domainid: UUID | str | None = None,
+        self, *, id: UUID | str | None = None, name: str | None = None, details: Sequence[UUID | str] | None = None,
+        displaytext: str | None = None, account: str | None = None, domainid: UUID | str | None = None,
         listall: bool | None = None, isrecursive: bool | None = None, keyword: str | None = None, pagesize: int | None = None,
     ) -> Listing[Project]:
         """Lists projects.
 
-        id: the UUID of the thing; name: the name; domainid: the UUID of the domain; the caller's own when it is left out;
-        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain
-        too; keyword: part of the name; pagesize: items of a page; -1 without page: everything
+        id: the UUID of the thing; name: the name; details: min: without fields that are lists themselves; all; displaytext: a
+        text for people; account: an account that is of the project; domainid: the UUID of the domain; the caller's own when
+        it is left out; listall: everything that the caller may see; false: of its own account only; isrecursive: domains
+        below the domain too; keyword: part of the name; pagesize: items of a page; -1 without page: everything
         """
         return self._list("listProjects", "project", {
-            "id": id, "name": name, "domainid": domainid, "listall": listall, "isrecursive": isrecursive, "keyword": keyword,
-            "pagesize": pagesize,
+            "id": id, "name": name, "details": details, "displaytext": displaytext, "account": account, "domainid": domainid,
+            "listall": listall, "isrecursive": isrecursive, "keyword": keyword, "pagesize": pagesize,
         }, pages=True)

@@ -41,8 +41,8 @@ class SnapshotCommands(Calling):
     def list_snapshots(
         self, *, id: UUID | str | None = None, ids: Sequence[UUID | str] | None = None, name: str | None = None,
         zoneid: UUID | str | None = None, volumeid: UUID | str | None = None, tags: Mapping[str, Any] | None = None,
-        intervaltype: Literal["HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None = None, snapshottype: Literal["MANUAL",
-        "RECURRING", "HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None = None,
+        details: Sequence[UUID | str] | None = None, intervaltype: Literal["HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None =
+        None, snapshottype: Literal["MANUAL", "RECURRING", "HOURLY", "DAILY", "WEEKLY", "MONTHLY"] | None = None,
         locationtype: Literal["PRIMARY", "SECONDARY"] | None = None, showunique: bool | None = None,
         keyword: str | None = None, pagesize: int | None = None, account: str | None = None,
         domainid: UUID | str | None = None, projectid: str | None = None, listall: bool | None = None,
@@ -51,15 +51,16 @@ class SnapshotCommands(Calling):
         """Lists snapshots: one row for each snapshot and zone.
 
         id: the UUID of the thing; ids: UUIDs, comma separated; name: the name; zoneid: the UUID of the zone; volumeid: the
-        UUID of the volume; tags: only things with each of these tags: tags[0].key=K&tags[0].value=V; intervaltype: only those
-        of policies of this interval; snapshottype: MANUAL, RECURRING or an interval; locationtype: PRIMARY: not backed up
-        yet; showunique: true: one row for a snapshot, not one for each zone; keyword: part of the name; pagesize: items of a
-        page; -1 without page: everything; account: the account's name; it is in the domain domainid; domainid: the UUID of
-        the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in lists: every project;
-        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain too
+        UUID of the volume; tags: only things with each of these tags: tags[0].key=K&tags[0].value=V; details: min: without
+        fields that are lists themselves; all; intervaltype: only those of policies of this interval; snapshottype: MANUAL,
+        RECURRING or an interval; locationtype: PRIMARY: not backed up yet; showunique: true: one row for a snapshot, not one
+        for each zone; keyword: part of the name; pagesize: items of a page; -1 without page: everything; account: the
+        account's name; it is in the domain domainid; domainid: the UUID of the domain; the caller's own when it is left out;
+        projectid: the UUID of the project; -1 in lists: every project; listall: everything that the caller may see; false: of
+        its own account only; isrecursive: domains below the domain too
         """
         return self._list("listSnapshots", "snapshot", {
-            "id": id, "ids": ids, "name": name, "zoneid": zoneid, "volumeid": volumeid, "tags": tags,
+            "id": id, "ids": ids, "name": name, "zoneid": zoneid, "volumeid": volumeid, "tags": tags, "details": details,
             "intervaltype": intervaltype, "snapshottype": snapshottype, "locationtype": locationtype,
             "showunique": showunique, "keyword": keyword, "pagesize": pagesize, "account": account, "domainid": domainid,
             "projectid": projectid, "listall": listall, "isrecursive": isrecursive,

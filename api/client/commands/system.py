@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from api.client.calling import Calling
 from api.client.listing import Listing
 from api.client.objects.job import Plan
-from api.client.objects.system import Api, Capability
+from api.client.objects.system import Api, Capability, Configuration, Hypervisor
 
 
 class SystemCommands(Calling):
@@ -28,6 +29,30 @@ class SystemCommands(Calling):
         """
         answer: list[Plan] = await self._thing("planCommand", "plan", {**(parameters or {}), "of": of})
         return answer
+
+    def list_hypervisors(
+        self, *, zoneid: UUID | str | None = None, keyword: str | None = None, pagesize: int | None = None,
+    ) -> Listing[Hypervisor]:
+        """Lists the hypervisors that agents announced.
+
+        zoneid: the UUID of the zone; keyword: part of the name; pagesize: items of a page; -1 without page: everything
+        """
+        return self._list("listHypervisors", "hypervisor", {
+            "zoneid": zoneid, "keyword": keyword, "pagesize": pagesize,
+        }, pages=True)
+
+    def list_configurations(
+        self, *, name: str | None = None, category: str | None = None, group: str | None = None, keyword: str | None = None,
+        pagesize: int | None = None,
+    ) -> Listing[Configuration]:
+        """Lists settings and fixed limits, secrets left out. They are changed in the environment (STOREBUS_...).
+
+        name: the name; category: the category; group: the same as category; keyword: part of the name; pagesize: items of a
+        page; -1 without page: everything
+        """
+        return self._list("listConfigurations", "configuration", {
+            "name": name, "category": category, "group": group, "keyword": keyword, "pagesize": pagesize,
+        }, pages=True)
 
     async def list_capabilities(self) -> Capability:
         """What this installation can do."""

@@ -34,8 +34,27 @@ class Capability(TypedDict, total=False):
     allowuserexpungerecovervolume: bool
     allowuserviewalldomainaccounts: bool
     defaultuipagesize: int
+    instancesstatsuseronly: bool
+    instancesdisksstatsretentionenabled: bool
     apilimitmax: int
     apilimitinterval: int
+
+
+class Hypervisor(TypedDict, total=False):
+    """An object under the key `hypervisor`."""
+
+    name: str
+
+
+class Configuration(TypedDict, total=False):
+    """An object under the key `configuration`."""
+
+    name: str
+    value: str
+    category: str
+    description: str
+    type: str
+    isdynamic: bool
 
 
 class Api(TypedDict, total=False):

@@ -278,9 +278,9 @@ SHOWN = 20
 
 def _told(there: list[Resident]) -> str:
     """What resides on a store, in one line: of many, the first ones and how many more."""
-    named = ", ".join(f"{each.kind} {each.name or '(no name)'} ({each.id})" for each in there[:SHOWN])
+    named = ", ".join(f"{each.kind.replace('_', ' ')} {each.name or '(no name)'} ({each.id})" for each in there[:SHOWN])
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-    return f"{len(there)} things reside on the image store: {named}{more}"
+    return f"{len(there)} {'thing resides' if len(there) == 1 else 'things reside'} on the image store: {named}{more}"
 
 
 class DeleteFlow(_Sync):

@@ -58,6 +58,11 @@ async def test_the_life_of_a_volume(place: Place, tmp_path: Path) -> None:
     img("check", "-f", "qcow2", str(copy))
     img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(copy))
     assert "snapshots" not in json.loads(img("info", "-f", "qcow2", "--output=json", str(disk)))
+    [ref], [old] = await place.up.table("volume_store_ref"), await place.up.table("volume_host_ref")
+    assert (old["volume_id"], old["host_id"], old["download_state"], old["install_path"], old["physical_size"]) == (
+        volume, place.store, "DOWNLOADED", ref["key"], copy.stat().st_size)
+    with pytest.raises(Refusal, match=f"1 thing resides on the image store: volume copy of {volume}"):
+        await place.up.call("deleteImageStore", id=place.store)
     _, ended = await place.up.done("revokeExtractUrl", extractid=shown["extractId"])
     assert ended["jobstatus"] == 1
     for _ in range(200):  # the copy goes by a job of its own

@@ -143,6 +143,20 @@ async def test_the_cs_client_runs_unchanged(signed: Signed) -> None:
     async with signed.system.working():
         made = await asyncio.to_thread(client.createVolume, name="a b~*/é [x]", size=1, fetch_result=True)
         assert made["volume"]["name"] == "a b~*/é [x]" and made["volume"]["account"] == "admin"
+        volume = made["volume"]["id"]
+        done = await asyncio.to_thread(client.createTags, resourceids=[volume], resourcetype="Volume", fetch_result=True,
+                                       tags=[{"key": "tier", "value": "gold & more"}, {"key": "token", "value": "x"}])
+        assert done == {"success": True}
+    assert len(await asyncio.to_thread(client.listTags, fetch_list=True)) == 2
+    [tagged] = await asyncio.to_thread(client.listVolumes, tags=[{"key": "tier", "value": "gold & more"}], fetch_list=True)
+    assert tagged["id"] == volume and {each["key"]: each["value"] for each in tagged["tags"]} == {"tier": "gold & more", "token": "x"}
+    await asyncio.to_thread(client.deleteTags, resourceids=[volume], resourcetype="Volume", tags=[{"key": "tier"}], fetch_result=True)
+    assert [each["key"] for each in await asyncio.to_thread(client.listTags, fetch_list=True)] == ["token"]
+    for name in ("listOsTypes", "listOsCategories", "listHypervisors", "listDomains", "listAccounts", "listUsers", "listResourceLimits",
+                 "listBackupProviders"):
+        assert await asyncio.to_thread(getattr(client, name), fetch_list=True), name
+    user = await asyncio.to_thread(client.getUser, userapikey=key)
+    assert user["user"]["username"] == "admin"
     with pytest.raises(cs.CloudStackApiException, match="no volume has the id"):
         await asyncio.to_thread(client.deleteVolume, id="6f1d1f2e-0f0a-4c2a-9d0e-2f6b7a1c3d4e")
     wrong = cs.CloudStack(endpoint=f"{signed.url}/client/api", key=key, secret="x" * 64)

@@ -134,7 +134,7 @@ async def test_what_is_on_its_way_resides_there_too_and_the_list_is_bounded(it: 
     await it.edge.call({"command": "createSnapshot", "volumeid": volume, "name": "coming"})  # no agent works on it
     await it.system.cloud.submissions()
     answer = await it.edge.call({"command": "deleteImageStore", "id": store})
-    assert answer.status == 431 and "1 things reside on the image store: snapshot coming (" in answer.error
+    assert answer.status == 431 and "1 thing resides on the image store: snapshot coming (" in answer.error
     await it.system.cloud.settle()
     for n in range(SHOWN + 2):
         await it.ok("registerTemplate", name=f"t{n}", url="http://x/y", format="RAW")

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from agents.source_identity import Source, described
 from agents.transfer_record import TransferRecord
 from agents.url_guard import Target, UrlGuard
 from schema.agent import FetchImage
+from schema.checksum import parse_checksum
 from schema.failure import BadParameter, Failed, WorkRetryable
 from schema.image import ImageFormat, ImageRef, Manifest
 
@@ -43,8 +43,6 @@ CONNECT_S = 15.0
 IN_FLIGHT = 4
 """Parts being uploaded while the next is read."""
 SLICE = 1 << 20
-ALGORITHMS = {"MD5": "md5", "SHA-1": "sha1", "SHA-224": "sha224", "SHA-256": "sha256", "SHA-384": "sha384", "SHA-512": "sha512"}
-BY_LENGTH = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
 
 
 class _Pinned(AbstractResolver):
@@ -63,19 +61,6 @@ class _Pinned(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing is open."""
-
-
-def parse_checksum(text: str) -> tuple[str, str] | None:
-    """(hashlib's name, hex digest) of `{SHA-256}<hex>` or a bare digest (its length says which); None when empty."""
-    if not text:
-        return None
-    matched = re.fullmatch(r"(?:\{([A-Za-z0-9-]+)\})?([0-9a-fA-F]+)", text.strip())
-    name = None
-    if matched is not None:
-        name = ALGORITHMS.get(matched[1].upper()) if matched[1] else BY_LENGTH.get(len(matched[2]))
-    if matched is None or name is None or hashlib.new(name, usedforsecurity=False).digest_size * 2 != len(matched[2]):
-        raise BadParameter("it is not {ALGORITHM}hex", field="checksum", remedy=f"one of {', '.join(ALGORITHMS)}")
-    return name, matched[2].lower()
 
 
 @contextlib.asynccontextmanager

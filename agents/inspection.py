@@ -36,6 +36,8 @@ TAR_AT, TAR = 257, b"ustar"
 TEXT = (b"<!doctype", b"<!--", b"<html", b"<?xml", b"<head", b"<body", b"{", b"# disk descriptorfile", b"#!")
 TAILS = {b"conectix": "vhd", b"koly": "dmg"}
 """What the last 512 bytes of a format begin with that looks like a raw disk at its front."""
+PLAIN = frozenset({ImageFormat.RAW, ImageFormat.ISO})
+"""Formats whose size is that of their bytes, and whose first sector is the image's own to fill."""
 PARTITIONED = "gpt"
 """A partition table (oslo names MBR so too) is what a raw disk looks like inside."""
 _VMDK_TEXT = re.compile(rb"(?:[ \t]*#[^\n]*\n|[ \t\r]*\n)*version=\d")
@@ -78,7 +80,7 @@ class Inspection:
         if found:
             raise BadParameter(f"the URL gives {found}, not a {self.declared} image", field="url",
                                remedy="offer the image itself, uncompressed")
-        if self.declared is ImageFormat.RAW:
+        if self.declared in PLAIN:
             disk = next((name for magic, name in DISKS.items() if self._head.startswith(magic)), "")
             disk = "vdi" if self._head[VDI_AT:VDI_AT + len(VDI)] == VDI else disk
             if disk:
@@ -95,7 +97,7 @@ class Inspection:
 
     def _refuse_format(self, what: str) -> None:
         raise BadParameter(f"the image is declared {self.declared} and is {what}", field="format",
-                           remedy=f"register it with its own format: {' or '.join(ImageFormat)}, others are converted first")
+                           remedy="register it as what it is: a template in qcow2 or raw, an ISO; others are converted first")
 
     def _matches(self) -> list[str]:
         return sorted(name for name, inspector in self._inspectors.items() if inspector.format_match)
@@ -118,7 +120,7 @@ class Inspection:
                                remedy="flatten it: qemu-img convert -O qcow2") from None
         except Exception as error:
             raise BadParameter(f"the image cannot be understood: {error}", field="url") from None
-        self._cap(int(inspector.virtual_size))
+        self._cap(int(inspector.virtual_size))  # of an ISO: what its volume says of itself; what counts is how much comes
         if self.declared is ImageFormat.QCOW2:
             qcow2_header.prove_sound(self._front)
 
@@ -143,7 +145,7 @@ class Inspection:
             except Exception:
                 del self._inspectors[name]
         self._decide()
-        if self.declared is ImageFormat.RAW:
+        if self.declared in PLAIN:
             for magic, name in TAILS.items():
                 if self._tail.startswith(magic):
                     self._refuse_format(name)

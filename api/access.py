@@ -88,7 +88,8 @@ def authorize(principal: Principal, action: Action, resource: Resource | None = 
         return False
     if principal.role is Role.ADMIN:
         return True
-    if use is not Use.CHANGE and (resource.public or principal.owner.account_id in resource.granted):
+    if use is not Use.CHANGE and (
+            resource.public or not resource.granted.isdisjoint({principal.owner.account_id, *principal.projects})):
         return True
     if resource.domain:
         if use is Use.SEE and resource.owner.domain_id == principal.owner.domain_id:

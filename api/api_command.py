@@ -102,6 +102,8 @@ class ApiCommand:
     uses: Mapping[str, Use] = field(default_factory=dict)
     """Parameter -> what is done with the thing that it names, where that is not what `api.ownership` takes for granted: a
     template that is extracted is only used, so it may be a public one."""
+    root_only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Parameters that only root admins may give -> their values that everybody may."""
     related: str = ""
     filters: Mapping[str, str] = field(default_factory=dict)
     """Of a list: parameter -> column that must be equal."""

@@ -62,6 +62,7 @@ class Parts:
                         max_volume_gib=self.settings.max_volume_gib, max_chain=self.settings.snapshot_chain,
                         volume_expunge_delay_s=self.settings.volume_expunge_delay_s,
                         link_lifetime_s=self.settings.extract_lifetime_s,
+                        public_templates=self.settings.public_templates,
                         compression=self.settings.snapshot_compression.removeprefix("none"))
         return Runtime(self.store, self.transport, installation=self.installation, token=self.token, limits=limits,
                        vault_key=self.vault.public_key)

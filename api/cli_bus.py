@@ -27,8 +27,8 @@ from schema.failure import BadParameter
 
 EVENT_COLUMNS = ("position", "time", "type", "stream", "version", "data")
 JOB_COLUMNS = ("id", "command", "status", "step", "subject", "created", "completed", "error")
-REBUILD = ("all", "zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "volume", "snapshot",
-           "snapshot_store_ref", "machine", "job")
+REBUILD = ("all", "zone", "agent", "primary_store", "image_store", "template", "template_store_ref", "template_zone",
+           "launch_permission", "volume", "snapshot", "snapshot_store_ref", "machine", "job")
 
 
 def uuid(text: str, field: str) -> UUID:

@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 from api import answers, credentials, deprecation, registry
 from api.access import SYSTEM, Principal, authorize, resource_of
 from api.answers.job import found
+from api.answers.template import in_zones
 from api.listing import Lists
 from api.ownership import Ownership, absent, allowed
 from api.parameters import parse
@@ -34,6 +35,7 @@ from schema.identity import ROOT_OWNER, AddAccountToProject, Owner
 from schema.ids import derive
 from schema.message import Command
 from schema.motion import MotionPlan
+from schema.template import PermitTemplate
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +202,8 @@ class Edge:
             values |= {"accountid": owner.account_id, "owner": owner}
         elif command.command is AddAccountToProject:
             values["accountid"] = await self.ownership.member(command, values, principal)
+        elif command.command is not None and issubclass(command.command, PermitTemplate):
+            values["accountids"] = await self.ownership.grantees(command, values)
         shown = await credentials.prepare(command, values, job_id)
         message = command.build(values, job_id)
         # A command that is sent again with its job's id is the same job: it is not judged by what it did itself.
@@ -274,18 +278,18 @@ class Edge:
         thing_id = str(derive(job_id, command.noun))
         deadline = asyncio.get_running_loop().time() + SHOW_S
         while True:
-            found = await self.lists.object(command.noun, thing_id)
-            row = await self.system.job(job_id) if found is None else None
+            found = await in_zones(self.lists, thing_id)
+            row = await self.system.job(job_id) if not found else None
             if row is not None and row["status"] in ("failed", "cancelled"):
                 raise _ended_badly(row)
-            if found is not None or asyncio.get_running_loop().time() >= deadline:
+            if found or asyncio.get_running_loop().time() >= deadline:
                 break
             await asyncio.sleep(0.03)
-        if found is None:  # accepted, and its handler is away: it is not in the lists yet
+        if not found:  # accepted, and its handler is away: it is not in the lists yet
             fields = {registry.api_name(name): value for name, value in message.model_dump(
-                mode="json", exclude_none=True).items() if value != ""}
-            found = {**fields, "id": thing_id, "isready": False, "status": "Processing"}
-        return {"count": 1, command.item: [{"jobstatus": 0, **found, "jobid": str(job_id)}]}
+                mode="json", exclude_none=True).items() if value not in ("", []) and name != "traits"}
+            found = [{**fields, "id": thing_id, "isready": False, "status": "Processing"}]
+        return {"count": len(found), command.item: [{"jobstatus": 0, **each, "jobid": str(job_id)} for each in found]}
 
 
 async def _placeholder(value: str, *, name: str) -> str:

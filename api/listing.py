@@ -200,12 +200,18 @@ class Lists:
         return {key: rows[0] for key, (rows, _) in found.items() if rows}
 
     async def _copies(self, table: str, rows: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-        found = await self.each((row["id"] for row in rows), lambda key: self.system.rows(
-            f"{table}_store_ref", {f"{table}_id": key}, limit=10))
-        return {key: list(copies) for key, (copies, _) in found.items()}
+        ids = [row["id"] for row in rows]
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        column = f"{table}_id"
+        for copy in (await self.system.rows(f"{table}_store_ref", {column: {"in": ids}}, limit=100 * len(ids)))[0]:
+            found.setdefault(copy[column], []).append(copy)
+        return found
 
     async def _progress(self, table: str, rows: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        jobs = [row["job_id"] for row in rows if table == "template" and row["state"] == "Registering"]
+        return await self.progress(row["job_id"] for row in rows if table == "template" and row["state"] == "Registering")
+
+    async def progress(self, jobs: Iterable[str | None]) -> dict[str, Mapping[str, Any]]:
+        """How far these jobs are, by id; of those that are not told of, nothing."""
         found = await self.each(jobs, lambda key: self.system.job(UUID(key)))
         return {key: row["progress"] for key, row in found.items() if row and row.get("progress")}
 

@@ -26,7 +26,8 @@ THINGS: Mapping[str, tuple[str, Use]] = {
     "volumeid": ("volume", Use.CHANGE), "snapshotid": ("snapshot", Use.USE), "templateid": ("template", Use.USE),
     "jobid": ("job", Use.CHANGE), "domainid": ("domain", Use.CHANGE), "parentdomainid": ("domain", Use.CHANGE),
     "projectid": ("project", Use.CHANGE), "extractid": ("job", Use.CHANGE), "resourceids": ("", Use.CHANGE),
-    "virtualmachineid": ("machine", Use.CHANGE), "policyid": ("snapshot_policy", Use.CHANGE),
+    "virtualmachineid": ("machine", Use.CHANGE), "projectids": ("project", Use.USE),
+    "policyid": ("snapshot_policy", Use.CHANGE),
 }
 """Parameter -> the table of the thing that it names, and what is done with it unless the command says otherwise. `id` and
 `ids` name things of the command's own noun, `resourceids` those of the parameter `resourcetype`."""
@@ -80,6 +81,9 @@ class Ownership:
         owner = await self.named(command, values, principal) if command.for_account else None
         if principal.system:
             return owner or ROOT_OWNER
+        for name, harmless in command.root_only.items():
+            if values.get(name) is not None and values[name] not in harmless and principal.role is not Role.ADMIN:
+                raise Denied("only a root admin may give it", field=name, remedy="leave it out")
         if command.noun == "resource_limit" and principal.role is not Role.ADMIN and owner == principal.owner:
             raise Denied("nobody changes the limits of the own account", field="account", remedy="ask an admin above")
         for parameter in command.parameters:
@@ -122,6 +126,24 @@ class Ownership:
             raise BadParameter(f"the domain has no account {values['account']!r}", field="account",
                                remedy="listAccounts shows them")
         return UUID(rows[0]["id"])
+
+    async def grantees(self, command: ApiCommand, values: Mapping[str, Any]) -> list[UUID]:
+        """The accounts that `accounts` (names in the domain of the thing's owner) and `projectids` name. Raises BadParameter."""
+        row = await self._one(command.noun, "id", values["id"])
+        domain_id = row["domain_id"] if row is not None else str(ROOT_OWNER.domain_id)
+        found: list[UUID] = []
+        for name in values.get("accounts") or ():
+            rows, _ = await self._system.rows("account", {"name": name, "domain_id": domain_id, "project_id": None}, limit=1)
+            if not rows:
+                raise BadParameter(f"the owner's domain has no account {name[:255]!r}", field="accounts",
+                                   remedy="listAccounts shows them")
+            found.append(UUID(rows[0]["id"]))
+        for project_id in values.get("projectids") or ():
+            project = await self._one("project", "id", project_id)
+            if project is None:
+                raise absent("project", project_id, "projectids")
+            found.append(UUID(project["account_id"]))
+        return found
 
     def _thing(self, command: ApiCommand, name: str) -> tuple[str, Use] | None:
         if name in ("id", "ids") and command.noun in OWNED:

@@ -63,6 +63,8 @@ class Settings(BaseSettings):
                                         "it is expunged (CloudStack's storage.cleanup.delay).")
     extract_lifetime_s: int = Field(14_400, ge=1, le=604_800, description="Seconds for which the URL of an extraction is good, "
                                     "unless the caller says so (CloudStack's extract.url.expiration.interval).")
+    public_templates: bool = Field(True, description="Accounts outside of ROOT may make their templates public (CloudStack's "
+                                   "allow.public.user.templates).")
     scrub_every: str = Field("", description="How often every image store is scrubbed by itself, e.g. 1d, 12h, 30m; "
                              "unset: never.")
     scrub_share: str = Field("5%", description="How much of a store one scrub by itself reads, e.g. 5% or 0.05.")

@@ -150,6 +150,8 @@ class Limits:
     """Seconds for which a URL of an extraction is good, where nobody says so."""
     max_chain: int = 8
     """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
+    public_templates: bool = True
+    """Accounts outside of ROOT may make their templates public."""
     account: Mapping[str, int] = field(default_factory=lambda: dict(ACCOUNT_LIMITS))
     """Resource (see `quota.RESOURCES`) -> how much of it a new account may hold; what is not named has no limit."""
     compression: str = ""
@@ -201,6 +203,28 @@ class Surveying(Protocol):
     @property
     def surveys(self) -> bool:
         """True."""
+
+
+@runtime_checkable
+class Varying(Protocol):
+    """A flow whose steps follow from what it is about: a copy for each of several zones. Once its job has started they stay the
+    same, but for steps at the end that have become needless."""
+
+    def steps_of(self, context: Context) -> tuple[Step, ...]:
+        """The orders, first to last; asked after `start`."""
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A flow that says more about its failure than its cause: what of it was done and stays."""
+
+    def told(self, context: Context, failure: Failure) -> Failure:
+        """The failure as it is told. Asked before `fail`."""
+
+
+def steps_of(flow: Flow, context: Context) -> tuple[Step, ...]:
+    """The steps of a flow in this job."""
+    return flow.steps_of(context) if isinstance(flow, Varying) else flow.steps
 
 
 class Flow(Protocol):

@@ -27,8 +27,6 @@ class Source:
 
     image: ImageRef
     damage: Damage | None = None
-    zone_id: UUID | None = None
-    """The zone that the caller named, or the copy's."""
 
 
 class Extraction:

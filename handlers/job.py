@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from bus.submission import job_stream
-from handlers.decider import Context, Flow, IllegalTransition, Step
+from handlers.decider import Context, Flow, IllegalTransition, Step, Telling, steps_of
 from handlers.planner import NoMotion
 from schema.agent import CancelWork, ReleaseWork, WorkCancelled, WorkCompleted, WorkFailed
 from schema.failure import BadParameter, Failed, Failure
@@ -134,6 +134,11 @@ class Engine:
         state: JobState = self.context.state(self.stream)
         return state
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The orders of this job, first to last."""
+        return steps_of(self.flow, self.context)
+
     def start(self) -> None:
         """Accept the command. Raises Refused when it cannot be."""
         context = self.context
@@ -143,7 +148,7 @@ class Engine:
             return
         subject = next((s for s, _ in context.out.rows if s.startswith(self.flow.subject)), "")
         context.emit(self.stream, JobStarted(
-            job_id=context.job_id, steps=[step.name for step in self.flow.steps], subject=subject))
+            job_id=context.job_id, steps=[step.name for step in self.steps], subject=subject))
         context.out.clear_timers.append(timer_id(context.job_id, "submitted"))
         self.advance()
 
@@ -161,7 +166,7 @@ class Engine:
             self.undo(impossible.failure, cancelled=False)
 
     def _advance(self) -> None:
-        for step in self.flow.steps:
+        for step in self.steps:
             if step.name in self.job.done:
                 continue
             if self._give(step, step.name, attempt=1):
@@ -222,7 +227,7 @@ class Engine:
         if refusal is not None:
             self.undo(refusal.failure, cancelled=False)
             return
-        step = next(s for s in self.flow.steps if s.name == name)
+        step = next(s for s in self.steps if s.name == name)
         step.done(context, report.result)
         if self.job.cancel_requested and not step.final:
             self.undo(_stopped(), cancelled=True)
@@ -239,7 +244,7 @@ class Engine:
         if undoing:
             again = job.attempt < UNDO_ATTEMPTS
         else:
-            step = next(s for s in self.flow.steps if s.name == job.step)
+            step = next(s for s in self.steps if s.name == job.step)
             again = failure.retryable and job.attempt < step.attempts and not job.cancel_requested
         if again:
             context.out.set_timers.append((timer_id(context.job_id), min(60.0, 2.0 ** min(job.attempt, 6))))
@@ -262,7 +267,7 @@ class Engine:
     def _remove(self, failure: Failure) -> None:
         """What an attempt left in a store that is away: the next one writes elsewhere, so a job of its own sees to that."""
         context, job = self.context, self.job
-        step = next(s for s in self.flow.steps if s.name == job.step.removeprefix("undo."))
+        step = next(s for s in self.steps if s.name == job.step.removeprefix("undo."))
         left = step.leaves(context, job.attempt) if failure.remains and job.step == step.name else None
         if left is not None:
             context.out.submissions.append((derive(context.job_id, f"leftovers/{job.step}.{job.attempt}"), RemoveLeftovers(
@@ -273,7 +278,7 @@ class Engine:
         job = self.job
         if not job.waiting or job.ended:
             return
-        step = next(s for s in self.flow.steps if s.name == job.step.removeprefix("undo."))
+        step = next(s for s in self.steps if s.name == job.step.removeprefix("undo."))
         try:
             given = self._give(step, job.step, job.attempt + 1)
         except NoMotion as impossible:
@@ -289,7 +294,7 @@ class Engine:
         self._undo_next()
 
     def _undo_next(self) -> None:
-        for step in reversed(self.flow.steps):
+        for step in reversed(self.steps):
             name = f"undo.{step.name}"
             wanted = step.undo_always or step.name in self.job.done
             if not wanted or name in self.job.undone:
@@ -302,6 +307,7 @@ class Engine:
         context, job = self.context, self.job
         assert job.failure is not None
         failure = job.failure.model_copy(update={"cause": job.failure.cause + remains}) if remains else job.failure
+        failure = self.flow.told(context, failure) if isinstance(self.flow, Telling) else failure
         self.flow.fail(context, failure)
         ending = JobCancelled if job.undo_cancelled else JobFailed
         context.emit(self.stream, ending(job_id=context.job_id, failure=failure))

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from handlers import image_store, template
+from handlers.copies import copy_of
 from handlers.decider import Context, Flow, Step
 from handlers.image_store import ImageStoreState
 from schema.failure import BadParameter, Failure, Unavailable
@@ -71,7 +72,7 @@ class RemoveLeftoversFlow:
 def _owned(context: Context, key: str) -> bool:
     owner = owner_of(key)
     state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None else None
-    return state is None or (state.image is not None and state.image.key == key)
+    return state is None or copy_of(state, key) is not None
 
 
 FLOWS: dict[type[Command], Flow] = {RemoveLeftovers: RemoveLeftoversFlow()}

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from bus.event_store import Timer
 from handlers import image_store, placement, template
+from handlers.copies import copy_of
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from schema.agent import LinkMade, MakeLink, RevokeLink
 from schema.codec import canonical
@@ -175,15 +176,15 @@ class OpenLinkFlow:
         store = image_store.known(context, command.store_id)
         owner = owner_of(command.object_key)
         state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None else None
-        if owner is None or state is None or state.image is None or state.status not in HELD \
-                or (state.image.key, state.image.store_id) != (command.object_key, command.store_id):
+        copy = copy_of(state, command.object_key)
+        if owner is None or copy is None or state is None or state.status not in HELD or copy.image.store_id != command.store_id:
             raise BadParameter(f"{command.object_key[:200]!r} is nobody's copy in this store", field="object_key",
                                remedy="name the copy of a template that is ready, or of a snapshot that is backed up")
-        if state.image.parent:
+        if copy.image.parent:
             raise BadParameter("this copy is a delta, and no image by itself", field="object_key",
                                remedy="make a volume of the snapshot, and link to a full backup of that")
-        if state.damage is not None:
-            raise template.quarantine_refused(context, owner[0], command.store_id, state.damage)
+        if copy.damage is not None:
+            raise template.quarantine_refused(context, owner[0], command.store_id, copy.damage)
         ask(context, self._id(context.job_id), store.spec, store.zone_id, command.object_key, lifetime_s=command.lifetime_s,
             revocable=command.revocable, fields=("store_id", "lifetime_s"))
 

@@ -25,7 +25,7 @@ from bus.transport import Transport, WireMessage
 from bus.transport import agent as agent_address
 from handlers import capacity, later, link, scrub, snapshot_due, snapshot_policy, survey
 from handlers.agent import announce, free_bytes
-from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying
+from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying, steps_of
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
 from handlers.survey import Survey
@@ -130,7 +130,7 @@ class Runtime:
     async def plan(self, command: Command, job_id: UUID, owner: Owner | None = None) -> list[tuple[str, MotionPlan]]:
         """(step, how its bytes would move) of the command, if it came now; nothing is written. Raises what would refuse it."""
         context = await self._tried(command, job_id, owner)
-        steps = FLOWS[type(command)].steps if type(command) in FLOWS else ()
+        steps = steps_of(FLOWS[type(command)], context) if type(command) in FLOWS else ()
         plans = [(step.name, step.plan(context)) for step in steps]
         return [(name, plan) for name, plan in plans if plan is not None]
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from bus.event_store import Timer
 from handlers import image_store, placement, snapshot, template
+from handlers.copies import Resting, copy_of
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import Scrubbed, ScrubObjects
@@ -207,16 +208,15 @@ class _OfOneThing:
         """The thing."""
         return [f"{command.kind}-{command.thing_id}"] if command.kind in KINDS else []
 
-    def copy(self, context: Context, kind: str, thing_id: UUID, key: str) -> Any:
-        """The thing, if the object of this key is its copy and is not being deleted; else None. Raises BadParameter."""
+    def copy(self, context: Context, kind: str, thing_id: UUID, key: str) -> Resting | None:
+        """The thing's copy whose object has this key, unless it is being deleted. Raises BadParameter."""
         if kind not in KINDS:
             raise BadParameter(f"{kind[:32]!r} has no copies in image stores", field="kind", remedy=f"one of {', '.join(KINDS)}")
         state = context.state(f"{kind}-{thing_id}")
         event = SnapshotQuarantined.TYPE if kind == "snapshot" else TemplateQuarantined.TYPE
         table = snapshot.TRANSITIONS if kind == "snapshot" else template.TRANSITIONS
-        if state is None or state.image is None or state.image.key != key or (state.status, event) not in table:
-            return None
-        return state
+        found = copy_of(state, key)
+        return None if found is None or found.leaving or (state.status, event) not in table else found
 
     def finish(self, context: Context) -> dict[str, Any]:
         """Done, or there was nothing to do."""
@@ -233,16 +233,16 @@ class QuarantineFlow(_OfOneThing):
         """Its damage, unless it is known."""
         command = context.command
         assert isinstance(command, QuarantineCopy)
-        state = self.copy(context, command.kind, command.thing_id, command.damage.object)
-        if state is None or state.damage == command.damage:
+        copy = self.copy(context, command.kind, command.thing_id, command.damage.object)
+        if copy is None or copy.damage == command.damage:
             return
         name = f"{command.kind}-{command.thing_id}"
         if command.kind == "snapshot":
             context.emit(name, SnapshotQuarantined(
-                snapshot_id=command.thing_id, store_id=state.image.store_id, damage=command.damage))
+                snapshot_id=command.thing_id, store_id=copy.image.store_id, damage=command.damage))
         else:
             context.emit(name, TemplateQuarantined(
-                template_id=command.thing_id, store_id=state.image.store_id, damage=command.damage))
+                template_id=command.thing_id, store_id=copy.image.store_id, damage=command.damage))
 
 
 class LiftFlow(_OfOneThing):
@@ -252,16 +252,17 @@ class LiftFlow(_OfOneThing):
         """It is quarantined."""
         command = context.command
         assert isinstance(command, LiftQuarantine)
-        state = self.copy(context, command.kind, command.thing_id, command.object_key)
-        if state is None or state.damage is None:
+        copy = self.copy(context, command.kind, command.thing_id, command.object_key)
+        if copy is None or copy.damage is None:
             return
         name = f"{command.kind}-{command.thing_id}"
         if command.kind == "snapshot":
-            context.emit(name, SnapshotQuarantineLifted(snapshot_id=command.thing_id, store_id=state.image.store_id,
-                                                        key=command.object_key, hidden=state.status == "Hidden"))
+            context.emit(name, SnapshotQuarantineLifted(
+                snapshot_id=command.thing_id, store_id=copy.image.store_id, key=command.object_key,
+                hidden=context.state(name).status == "Hidden"))
         else:
             context.emit(name, TemplateQuarantineLifted(
-                template_id=command.thing_id, store_id=state.image.store_id, key=command.object_key))
+                template_id=command.thing_id, store_id=copy.image.store_id, key=command.object_key))
 
 
 class ScheduleFlow:

@@ -21,7 +21,8 @@ from schema.scrub import ScrubTarget
 TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapshot.delete_requested", "snapshot.hidden",
          "snapshot.deleted", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
          "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
-         "template.quarantine_lifted", "volume_copy.requested", "volume_copy.failed",
+         "template.quarantine_lifted", "template.copy_requested", "template.copy_ready", "template.copy_failed",
+         "template.copy_delete_requested", "template.copy_deleted", "volume_copy.requested", "volume_copy.failed",
          "volume_copy.deleted", "scrub.started", "scrub.ended", "scrub.stopped")
 """Event types that it is folded from."""
 MOST = 400
@@ -62,14 +63,15 @@ class Survey:
     position: int = 0
     copies: dict[str, Copy] = field(default_factory=dict)
     """By key."""
-    coming: dict[Thing, UUID] = field(default_factory=dict)
-    """Things whose object is being written, and where; copies of volumes for as long as they live, which is as short as their
-    links."""
+    coming: dict[Thing, set[UUID]] = field(default_factory=dict)
+    """Things of which an object is being written, and where; copies of volumes for as long as they live, which is as short as
+    their links."""
     names: dict[Thing, str] = field(default_factory=dict)
     """Of what rests somewhere or is coming: its name when it was made."""
     hidden: set[Thing] = field(default_factory=set)
     """Deleted snapshots whose bytes others need."""
-    _keys: dict[Thing, str] = field(default_factory=dict)
+    _keys: dict[Thing, dict[UUID, str]] = field(default_factory=dict)
+    """Thing -> store -> the key of its copy there."""
     _running: dict[UUID, list[str]] = field(default_factory=dict)
     """Scrubs that have not ended: the keys they read."""
     scrubs: Counter[UUID] = field(default_factory=Counter)
@@ -97,21 +99,28 @@ class Survey:
                 self._comes(("snapshot", event.snapshot_id), event.store_id, event.name)
             case template.TemplateRegistered():
                 self._comes(("template", event.template_id), event.store_id, event.name)
+            case template.TemplateCopyRequested():
+                self.coming.setdefault(("template", event.template_id), set()).add(event.store_id)
             case _:
                 self._thing(event, position)
 
     def _comes(self, thing: Thing, store_id: UUID, name: str) -> None:
-        self.coming[thing], self.names[thing] = store_id, name
+        self.coming[thing], self.names[thing] = {store_id}, name
+
+    def _came(self, thing: Thing, store_id: UUID) -> None:
+        where = self.coming.get(thing, set())
+        where.discard(store_id)
+        if not where:
+            self.coming.pop(thing, None)
 
     def _thing(self, event: Any, position: int) -> None:
         snapshot_id = getattr(event, "snapshot_id", None)
         thing: Thing = ("snapshot", snapshot_id) if snapshot_id is not None else ("template", event.template_id)
-        key = self._keys.get(thing, "")
         match event:
-            case snapshot.SnapshotBackedUp() | template.TemplateReady():
-                self.coming.pop(thing, None)
+            case snapshot.SnapshotBackedUp() | template.TemplateReady() | template.TemplateCopyReady():
                 image = event.image
-                self._keys[thing] = image.key
+                self._came(thing, image.store_id)
+                self._keys.setdefault(thing, {})[image.store_id] = image.key
                 self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
                     key=image.key, size=image.physical_size, root=image.root), position)
             case snapshot.SnapshotFailed() | template.TemplateFailed():
@@ -120,14 +129,27 @@ class Survey:
             case snapshot.SnapshotDeleted() | template.TemplateDeleted():
                 self._gone(thing)
             case snapshot.SnapshotDeleteRequested() | template.TemplateDeleteRequested():
-                self._change(key, leaving=True)
+                self._each(thing, leaving=True)
             case snapshot.SnapshotHidden():
-                self._change(key, leaving=False)
+                self._each(thing, leaving=False)
                 self.hidden.add(thing)
             case snapshot.SnapshotQuarantined() | template.TemplateQuarantined():
-                self._change(key, quarantined=True)
+                self._change(self._key(thing, event.store_id), quarantined=True)
             case snapshot.SnapshotQuarantineLifted() | template.TemplateQuarantineLifted():
-                self._change(key, quarantined=False)
+                self._change(self._key(thing, event.store_id), quarantined=False)
+            case template.TemplateCopyFailed():
+                self._came(thing, event.store_id)
+            case template.TemplateCopyDeleteRequested():
+                self._change(self._key(thing, event.store_id), leaving=True)
+            case template.TemplateCopyDeleted():
+                self.copies.pop(self._keys.get(thing, {}).pop(event.store_id, ""), None)
+
+    def _key(self, thing: Thing, store_id: UUID) -> str:
+        return self._keys.get(thing, {}).get(store_id, "")
+
+    def _each(self, thing: Thing, **fields: Any) -> None:
+        for key in self._keys.get(thing, {}).values():
+            self._change(key, **fields)
 
     def _change(self, key: str, **fields: Any) -> None:
         known = self.copies.get(key)
@@ -135,7 +157,8 @@ class Survey:
             self.copies[key] = replace(known, **fields)
 
     def _gone(self, thing: Thing) -> None:
-        self.copies.pop(self._keys.pop(thing, ""), None)
+        for key in self._keys.pop(thing, {}).values():
+            self.copies.pop(key, None)
         self.names.pop(thing, None)
         self.hidden.discard(thing)
 
@@ -148,7 +171,7 @@ class Survey:
     def residents(self, store_id: UUID) -> list[Resident]:
         """Whatever keeps a store from being deleted: what rests there, also while it is being deleted, and what is coming."""
         things = sorted({copy.thing for copy in self.copies.values() if copy.store_id == store_id}
-                        | {thing for thing, where in self.coming.items() if where == store_id},
+                        | {thing for thing, where in self.coming.items() if store_id in where},
                         key=lambda thing: (thing[0], self.names.get(thing, ""), str(thing[1])))
         return [Resident(f"hidden {thing[0]}" if thing in self.hidden else thing[0], thing[1], self.names.get(thing, ""))
                 for thing in things]

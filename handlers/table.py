@@ -20,7 +20,12 @@ from handlers import (
     snapshot_policy,
     snapshot_revert,
     template,
+    template_copy,
+    template_create,
+    template_delete,
     template_extract,
+    template_register,
+    template_update,
     volume,
     volume_destroy,
     volume_extract,
@@ -32,7 +37,11 @@ from schema.message import Command
 
 FLOWS: dict[type[Command], Flow] = (
     image_store.FLOWS
-    | template.FLOWS
+    | template_register.FLOWS
+    | template_delete.FLOWS
+    | template_copy.FLOWS
+    | template_create.FLOWS
+    | template_update.FLOWS
     | volume.FLOWS
     | volume_destroy.FLOWS
     | volume_extract.FLOWS

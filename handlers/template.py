@@ -1,41 +1,50 @@
-"""Templates: their states, and the flows that register and delete them.
+"""Templates and ISOs: their states and their copies.
 
-Rules kept here: Ready means verified bytes in the store; a template that is being read cannot be deleted; its bytes are
-pending until the store confirmed their deletion.
+Rules kept here: Ready means verified bytes in a store; what is being read cannot be deleted; bytes are pending until their store
+confirmed their deletion. A template may have several copies, each in its own store with its own state; a copy serves its
+store's zone, or every zone where the store is a region's. In which zones it is listed is said apart from where its bytes are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from handlers import capacity, image_store, placement, planner
-from handlers.decider import Context, Flow, IllegalTransition, Step
+from handlers import capacity, image_store, placement
+from handlers.decider import Context, IllegalTransition
 from handlers.directory import Store
-from handlers.job import result_of
-from schema.agent import DeleteImages, FetchImage, ImageResult
-from schema.failure import BadParameter, Damage, Failure, InUse, Refused, Unavailable
+from schema.agent import DeleteImages
+from schema.failure import BadParameter, Damage, Failure, Refused, Unavailable
 from schema.identity import ROOT_OWNER, Owner
-from schema.ids import derive
 from schema.image import ImageFormat, ImageRef, StoreSpec
-from schema.message import Command, Event, Order
-from schema.motion import MotionPlan
+from schema.message import Event, Order
 from schema.template import (
-    DeleteTemplate,
-    RegisterTemplate,
+    TemplateCopyDeleted,
+    TemplateCopyDeleteRequested,
+    TemplateCopyFailed,
+    TemplateCopyReady,
+    TemplateCopyRequested,
     TemplateDeleted,
     TemplateDeleteRequested,
     TemplateFailed,
+    TemplatePermitted,
     TemplateQuarantined,
     TemplateQuarantineLifted,
     TemplateReady,
     TemplateRegistered,
+    TemplateReserved,
+    TemplateUpdated,
+    TemplateWritten,
+    TemplateZonesChanged,
+    Traits,
 )
 
+ANY = ("Ready", "Failed", "Registering")
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("", TemplateRegistered.TYPE): "Registering",
+    ("Registering", TemplateReserved.TYPE): "Registering",
+    ("Registering", TemplateWritten.TYPE): "Registering",
     ("Registering", TemplateReady.TYPE): "Ready",
     ("Registering", TemplateFailed.TYPE): "Failed",
     ("Ready", TemplateDeleteRequested.TYPE): "Deleting",
@@ -43,8 +52,37 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Ready", TemplateQuarantineLifted.TYPE): "Ready",
     ("Failed", TemplateDeleteRequested.TYPE): "Deleting",
     ("Deleting", TemplateDeleted.TYPE): "Deleted",
+    ("Ready", TemplateZonesChanged.TYPE): "Ready",
+    **{("Ready", each.TYPE): "Ready" for each in (
+        TemplateCopyRequested, TemplateCopyReady, TemplateCopyFailed, TemplateCopyDeleteRequested, TemplateCopyDeleted)},
+    **{(status, each.TYPE): status for status in ANY for each in (TemplateUpdated, TemplatePermitted)},
 }
 """(state, event) -> state. Everything else is illegal."""
+
+
+PLAIN = Traits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A template's bytes in one store."""
+
+    status: str
+    """Creating, Ready, Destroying"""
+    store_id: UUID
+    zone_id: UUID | None
+    """The zone that it serves; None: every zone."""
+    job_id: UUID
+    """The job that made it, or that deletes it."""
+    counted: int = 0
+    """Bytes by which it is counted on its store: reserved until it is Ready."""
+    image: ImageRef | None = None
+    damage: Damage | None = None
+    """It is Quarantined: where its object is not what was written."""
+
+    def serves(self, zone_id: UUID | None) -> bool:
+        """Whether what is in this zone can read it."""
+        return zone_id is None or self.zone_id in (None, zone_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +91,49 @@ class TemplateState:
 
     status: str
     id: UUID
+    kind: str
     name: str
     format: ImageFormat
-    zone_id: UUID | None
-    store_id: UUID
     job_id: UUID
     owner: Owner = ROOT_OWNER
     extractable: bool = False
-    image: ImageRef | None = None
-    counted: int = 0
-    """Bytes by which it is counted on its store: reserved until it is Ready."""
-    damage: Damage | None = None
-    """Its copy is Quarantined: where its object is not what was written."""
+    public: bool = False
+    featured: bool = False
+    granted: tuple[UUID, ...] = ()
+    traits: Traits = PLAIN
+    zones: tuple[UUID, ...] | None = None
+    """Where it is listed; None: in every zone."""
+    copies: Mapping[UUID, Copy] = field(default_factory=dict)
+    """By store, oldest first."""
+
+    @property
+    def first(self) -> Copy | None:
+        """The oldest copy."""
+        return next(iter(self.copies.values()), None)
+
+    @property
+    def image(self) -> ImageRef | None:
+        """The oldest copy's object."""
+        return self.first.image if self.first is not None else None
+
+    @property
+    def damage(self) -> Damage | None:
+        """The oldest copy's damage."""
+        return self.first.damage if self.first is not None else None
+
+    @property
+    def counted(self) -> int:
+        """Bytes by which all copies are counted."""
+        return sum(copy.counted for copy in self.copies.values())
+
+    def copy_of(self, key: str) -> Copy | None:
+        """The copy whose object has this key."""
+        return next((copy for copy in self.copies.values() if copy.image is not None and copy.image.key == key), None)
+
+    def whole(self, zone_id: UUID | None) -> list[Copy]:
+        """The copies that are Ready and serve the zone (None: any): sound ones first, the zone's own before a region's."""
+        found = [copy for copy in self.copies.values() if copy.status == "Ready" and copy.serves(zone_id)]
+        return sorted(found, key=lambda copy: (copy.damage is not None, copy.zone_id != zone_id))
 
 
 def evolve(state: TemplateState | None, event: Event) -> TemplateState:
@@ -73,17 +142,55 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
     if status is None:
         raise IllegalTransition(state.status if state else "absent", event)
     if isinstance(event, TemplateRegistered):
-        return TemplateState(status=status, id=event.template_id, name=event.name, format=event.format,
-                             zone_id=event.zone_id, store_id=event.store_id, job_id=event.job_id, counted=event.reserved,
-                             owner=event.owner, extractable=event.is_extractable)
+        zones = tuple(event.zones) or ((event.zone_id,) if event.zone_id is not None else None)
+        first = Copy(status="Creating", store_id=event.store_id, zone_id=event.store_zone_id, job_id=event.job_id,
+                     counted=event.reserved)
+        return TemplateState(
+            status=status, id=event.template_id, kind=event.kind, name=event.name, format=event.format, zones=zones,
+            job_id=event.job_id, owner=event.owner, extractable=event.is_extractable, public=event.is_public,
+            featured=event.is_featured, traits=event.traits, copies={event.store_id: first})
     assert state is not None
-    if isinstance(event, TemplateReady):
-        return replace(state, status=status, image=event.image, counted=event.counted)
-    if isinstance(event, TemplateQuarantined):
-        return replace(state, status=status, damage=event.damage)
-    if isinstance(event, TemplateQuarantineLifted):
-        return replace(state, status=status, damage=None)
-    return replace(state, status=status)
+    match event:
+        case TemplateUpdated():
+            return replace(state, status=status, name=event.name or state.name, traits=event.traits)
+        case TemplatePermitted():
+            return replace(state, status=status, public=event.is_public, featured=event.is_featured,
+                           extractable=event.is_extractable, granted=tuple(event.granted))
+        case TemplateZonesChanged():
+            return replace(state, status=status, zones=tuple(event.zones))
+        case TemplateDeleteRequested():
+            going = {store_id: replace(copy, status="Destroying", job_id=event.job_id) for store_id, copy in state.copies.items()}
+            return replace(state, status=status, job_id=event.job_id, copies=going)
+        case TemplateReserved():
+            assert state.first is not None
+            return replace(state, copies={state.first.store_id: replace(state.first, counted=event.reserved)})
+        case TemplateFailed() | TemplateDeleted():
+            return replace(state, status=status, copies={})
+        case _:
+            return replace(state, status=status, copies=_copies(state.copies, event))
+
+
+def _copies(copies: Mapping[UUID, Copy], event: Event) -> Mapping[UUID, Copy]:
+    """The copies after an event about one of them."""
+    match event:
+        case TemplateCopyRequested():
+            return {**copies, event.store_id: Copy(status="Creating", store_id=event.store_id, zone_id=event.zone_id,
+                                                   job_id=event.job_id, counted=event.reserved)}
+        case TemplateReady() | TemplateCopyReady():
+            store_id = event.image.store_id
+            return {**copies, store_id: replace(copies[store_id], status="Ready", image=event.image, counted=event.counted)}
+        case TemplateWritten():
+            store_id = event.image.store_id
+            return {**copies, store_id: replace(copies[store_id], image=event.image, counted=event.counted)}
+        case TemplateCopyDeleteRequested():
+            return {**copies, event.store_id: replace(copies[event.store_id], status="Destroying", job_id=event.job_id)}
+        case TemplateCopyFailed() | TemplateCopyDeleted():
+            return {store_id: copy for store_id, copy in copies.items() if store_id != event.store_id}
+        case TemplateQuarantined():
+            return {**copies, event.store_id: replace(copies[event.store_id], damage=event.damage)}
+        case TemplateQuarantineLifted():
+            return {**copies, event.store_id: replace(copies[event.store_id], damage=None)}
+    return copies
 
 
 def stream(template_id: UUID) -> str:
@@ -125,156 +232,82 @@ def delete_order(context: Context, work_id: UUID, attempt: int, spec: StoreSpec,
                         reply_key=context.command.key(context.job_id), store=spec, keys=keys)
 
 
-class RegisterFlow:
-    """Fetch a URL into the image store."""
-
-    subject, placed, cancellable = "template", True, True
-
-    def __init__(self) -> None:
-        self.steps = (Step(name="fetch", order=self._fetch, done=self._fetched, plan=self._plan, undo=self._unfetch,
-                           leaves=self._leaves),)
-
-    def streams(self, job_id: UUID, command: RegisterTemplate) -> list[str]:
-        """The new template."""
-        return [stream(derive(job_id, "template"))]
-
-    def start(self, context: Context) -> None:
-        """A name, an http(s) URL, a store that reaches the zone."""
-        command = context.command
-        assert isinstance(command, RegisterTemplate)
-        if not command.name or len(command.name) > 255:
-            raise BadParameter("must have 1 to 255 characters", field="name")
-        if not command.url.lower().startswith(("http://", "https://")):
-            raise BadParameter("only http and https are fetched", field="url", remedy="put the image on a web server")
-        if command.zone_id is not None:
-            placement.zone(context.directory, command.zone_id)
-        store = placement.image_store(context.directory, command.zone_id)
-        planner.plan(context.directory, planner.fetch(command.url, store))
-        template_id = context.new_id("template")
-        reserved = capacity.download(context, store)
-        capacity.reserve(context, store, reserved)
-        context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
-            "the image store is being deleted", field="zoneid", remedy="try again"))
-        context.emit(stream(template_id), TemplateRegistered(
-            template_id=template_id, name=command.name, display_text=command.display_text or command.name,
-            url=command.url, format=command.format, hypervisor=command.hypervisor, zone_id=command.zone_id,
-            checksum=command.checksum, is_public=command.is_public, is_featured=command.is_featured,
-            is_extractable=command.is_extractable, os_type_id=command.os_type_id, store_id=store.spec.id,
-            key=object_key(context, "template", template_id, derive(context.job_id, "fetch"), 1, command.format),
-            job_id=context.job_id, reserved=reserved, owner=context.owner))
-
-    def _state(self, context: Context) -> TemplateState:
-        state: TemplateState = context.state(stream(context.new_id("template")))
-        return state
-
-    def _plan(self, context: Context) -> MotionPlan:
-        command = context.command
-        assert isinstance(command, RegisterTemplate)
-        return planner.plan(context.directory, planner.fetch(command.url, known_store(context, self._state(context).store_id)))
-
-    def _fetch(self, context: Context, work_id: UUID, attempt: int) -> Order:
-        command, state = context.command, self._state(context)
-        assert isinstance(command, RegisterTemplate)
-        store, plan = known_store(context, state.store_id), context.planned("fetch")
-        return FetchImage(
-            job_id=context.job_id, work_id=work_id, attempt=attempt, agent=plan.agent, motion=plan.strategy,
-            reply_key=command.key(context.job_id), url=command.url, format=command.format, checksum=command.checksum,
-            store=store.spec, key=self._key(context, attempt), kind="template", thing_id=state.id,
-            max_bytes=context.limits.max_image_bytes, max_virtual_size=context.limits.max_virtual_size)
-
-    def _key(self, context: Context, attempt: int) -> str:
-        state = self._state(context)
-        return object_key(context, "template", state.id, derive(context.job_id, "fetch"), attempt, state.format)
-
-    def _leaves(self, context: Context, attempt: int) -> tuple[UUID, str]:
-        return self._state(context).store_id, self._key(context, attempt)
-
-    def _fetched(self, context: Context, result: Mapping[str, Any]) -> None:
-        state, image = self._state(context), ImageResult.model_validate(result).image
-        capacity.settle(context, state.store_id, state.counted, image.physical_size)
-        context.emit(stream(state.id), TemplateReady(template_id=state.id, image=image, counted=image.physical_size))
-
-    def _unfetch(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        state = self._state(context)
-        if state.image is None:
-            return None
-        store = known_store(context, state.store_id)
-        return delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
-
-    def finish(self, context: Context) -> dict[str, Any]:
-        """The template."""
-        return result_of("template", self._state(context).id)
-
-    def fail(self, context: Context, failure: Failure) -> None:
-        """Nothing of it rests on the store any more."""
-        state = self._state(context)
-        context.count(image_store.residents(state.store_id), -1)
-        capacity.release(context, state.store_id, state.counted, arrived=state.status == "Ready")
-        if state.status == "Ready":  # it was fetched before the cancel was seen, and taken back
-            context.emit(stream(state.id), TemplateDeleteRequested(
-                template_id=state.id, job_id=context.job_id, store_id=state.store_id))
-            context.emit(stream(state.id), TemplateDeleted(template_id=state.id, store_id=state.store_id))
-        else:
-            context.emit(stream(state.id), TemplateFailed(template_id=state.id, failure=failure))
+def known(context: Context, template_id: UUID, field: str = "id", *, kind: str = "") -> TemplateState:
+    """The template (or where `kind` says so the ISO), unless it is unregistered. Raises BadParameter."""
+    state: TemplateState | None = context.state(stream(template_id))
+    noun = kind or "template"
+    if state is None or state.status in ("Deleting", "Deleted") or (kind and state.kind != kind):
+        listed = "listIsos" if noun == "iso" else "listTemplates"
+        raise BadParameter(f"no {noun} has the id {template_id}", field=field, remedy=f"{listed} shows them")
+    return state
 
 
-class DeleteFlow:
-    """Unregister at once; the bytes follow."""
+def readable(context: Context, state: TemplateState, zone_id: UUID | None, *, field: str = "id",
+             zone_field: str = "zoneid") -> Copy:
+    """The copy that is read in a zone. Raises BadParameter where there is none, Refused where it is quarantined."""
+    if state.status != "Ready":
+        raise BadParameter(f"the {state.kind} is {state.status}, not Ready", field=field, remedy="wait for its job to end")
+    found = state.whole(zone_id)
+    if not found:
+        verb = "copyIso" if state.kind == "iso" else "copyTemplate"
+        raise BadParameter(f"the {state.kind} has no copy in the zone {zone_id}", field=zone_field,
+                           remedy=f"{verb} brings it there, or name another zone")
+    if (damage := found[0].damage) is not None:
+        raise quarantine_refused(context, "template", found[0].store_id, damage)
+    return found[0]
 
-    subject, placed, cancellable = "template", True, False
 
-    def __init__(self) -> None:
-        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
+def image_in(context: Context, template_id: UUID, zone_id: UUID) -> ImageRef:
+    """The image that a volume in a zone is made of. Raises BadParameter."""
+    state = known(context, template_id, "templateid")
+    if state.kind == "iso":
+        raise BadParameter("an ISO is no disk: no volume is made of it", field="templateid", remedy="name a template")
+    if state.status != "Ready":
+        raise BadParameter(f"the template is {state.status}, not Ready", field="templateid")
+    found = state.whole(zone_id)
+    if not found:
+        raise BadParameter(f"the template has no copy in the zone {zone_id}", field="templateid",
+                           remedy="copyTemplate brings it there")
+    image = found[0].image
+    assert image is not None
+    return image
 
-    def streams(self, job_id: UUID, command: DeleteTemplate) -> list[str]:
-        """The template."""
-        return [stream(command.id)]
 
-    def _state(self, context: Context) -> TemplateState:
-        command = context.command
-        assert isinstance(command, DeleteTemplate)
-        state = context.state(stream(command.id))
-        if state is None or state.status == "Deleted":
-            raise BadParameter(f"no template has the id {command.id}", field="id", remedy="listTemplates shows them")
-        assert isinstance(state, TemplateState)
-        return state
+def unmake(context: Context, state: TemplateState, work_id: UUID, attempt: int) -> Order | None:
+    """The order that takes back the only copy of a template that was just made."""
+    if state.image is None:
+        return None
+    store = known_store(context, state.image.store_id)
+    return delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
 
-    def start(self, context: Context) -> None:
-        """Ready or failed, and read by nobody."""
-        state = self._state(context)
-        if state.status == "Registering":
-            raise BadParameter("the template is still being fetched", field="id",
-                               remedy=f"wait for it, or cancelJob jobid={state.job_id}")
-        if state.status == "Deleting":
-            raise BadParameter("the template is already being deleted", field="id")
-        context.count(readers("template", state.id), ceiling=0, otherwise=InUse(
-            "a volume is being made from the template", field="id", remedy="wait for that job to end"))
+
+def never(context: Context, state: TemplateState, failure: Failure) -> None:
+    """A template that was being made is not, and nothing of it remains."""
+    first = state.first
+    assert first is not None
+    context.count(image_store.residents(first.store_id), -1)
+    capacity.release(context, first.store_id, first.counted, arrived=first.image is not None)
+    if state.status == "Ready":  # it was there before the cancel was seen, and was taken back
         context.emit(stream(state.id), TemplateDeleteRequested(
-            template_id=state.id, job_id=context.job_id, store_id=state.store_id if state.image else None))
-
-    def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
-        state = self._state(context)
-        if state.image is None:
-            return None
-        store = known_store(context, state.store_id)
-        return delete_order(context, work_id, attempt, store.spec, store.zone_id, [state.image.key])
-
-    def finish(self, context: Context) -> dict[str, Any]:
-        """The store confirmed."""
-        state = self._state(context)
-        if state.image is not None:
-            context.count(image_store.residents(state.store_id), -1)
-            capacity.release(context, state.store_id, state.counted, arrived=True)
+            template_id=state.id, job_id=context.job_id, store_id=first.store_id, stores=[first.store_id]))
         context.emit(stream(state.id), TemplateDeleted(
-            template_id=state.id, store_id=state.store_id if state.image else None))
-        return {"success": True}
-
-    def fail(self, context: Context, failure: Failure) -> None:
-        """It stays unregistered; its bytes stay listed as pending."""
+            template_id=state.id, store_id=first.store_id, stores=[first.store_id]))
+    else:
+        context.emit(stream(state.id), TemplateFailed(template_id=state.id, failure=failure))
 
 
-FLOWS: dict[type[Command], Flow] = {
-    RegisterTemplate: RegisterFlow(),
-    DeleteTemplate: DeleteFlow(),
-}
-"""Every command about this noun, and what it leads to."""
+def refuse_public(context: Context, wanted: bool | None, owner: Owner) -> None:
+    """Raises BadParameter where accounts outside of ROOT make nothing public."""
+    if wanted and not context.limits.public_templates and owner.path != "/":
+        raise BadParameter("only templates of ROOT's accounts may be public here", field="ispublic",
+                           remedy="share it with accounts, or ask an admin (STOREBUS_PUBLIC_TEMPLATES)")
+
+
+def reached(context: Context, zone_id: UUID) -> bool:
+    """Whether an image store reaches the zone at all."""
+    return any(store.state == "Ready" and store.zone_id in (None, zone_id) for store in context.directory.stores.values())
+
+
+def zones_of(context: Context, state: TemplateState) -> list[UUID]:
+    """The zones in which it is listed, now."""
+    return list(state.zones) if state.zones is not None else sorted(context.directory.zones, key=str)

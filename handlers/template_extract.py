@@ -8,10 +8,9 @@ from __future__ import annotations
 from handlers import placement, template
 from handlers.decider import Context, Flow
 from handlers.extract import Extraction, Source
-from handlers.template import TemplateState
 from schema.failure import BadParameter
 from schema.message import Command
-from schema.template import ExtractTemplate
+from schema.template import ExtractIso, ExtractTemplate
 
 
 class ExtractFlow(Extraction):
@@ -27,21 +26,23 @@ class ExtractFlow(Extraction):
         """The copy of a template that is ready and extractable."""
         command = context.command
         assert isinstance(command, ExtractTemplate)
-        state: TemplateState | None = context.state(template.stream(command.id))
-        if state is None or state.status in ("Deleting", "Deleted"):
-            raise BadParameter(f"no template has the id {command.id}", field="id", remedy="listTemplates shows them")
+        state = template.known(context, command.id, kind=self.ITEM)
         if command.zone_id is not None:
             placement.zone(context.directory, command.zone_id)
-        if state.status != "Ready" or state.image is None:
-            raise BadParameter(f"the template is {state.status}, not Ready", field="id", remedy="wait for its job to end")
         if not state.extractable:
-            raise BadParameter(f"unable to extract the template {command.id}: it is not extractable", field="id",
-                               remedy="updateTemplatePermissions isextractable=true, if it is yours")
-        if command.zone_id is not None and state.zone_id not in (None, command.zone_id):
-            raise BadParameter(f"the template has no copy in the zone {command.zone_id}", field="zoneid",
-                               remedy="copyTemplate brings it there, or name another zone")
-        return Source(image=state.image, damage=state.damage, zone_id=command.zone_id or state.zone_id)
+            verb = "updateIsoPermissions" if state.kind == "iso" else "updateTemplatePermissions"
+            raise BadParameter(f"unable to extract the {state.kind} {command.id}: it is not extractable", field="id",
+                               remedy=f"{verb} isextractable=true, if it is yours")
+        copy = template.readable(context, state, command.zone_id)
+        assert copy.image is not None
+        return Source(image=copy.image, damage=copy.damage)
 
 
-FLOWS: dict[type[Command], Flow] = {ExtractTemplate: ExtractFlow()}
+class ExtractIsoFlow(ExtractFlow):
+    """Link to an ISO's copy."""
+
+    ITEM = "iso"
+
+
+FLOWS: dict[type[Command], Flow] = {ExtractTemplate: ExtractFlow(), ExtractIso: ExtractIsoFlow()}
 """Every command of this file, and what it leads to."""

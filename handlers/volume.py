@@ -230,17 +230,18 @@ class CreateFlow:
             job_id=context.job_id, owner=context.owner, disk_offering_id=chosen.id if chosen else None, min_iops=least,
             max_iops=most, display=command.display_volume))
 
+    def _zone(self, context: Context) -> UUID:
+        """Where the volume is, or will be."""
+        command = context.command
+        assert isinstance(command, CreateVolume)
+        state = self._state(context)
+        return state.zone_id if state is not None else placement.zone(context.directory, command.zone_id)
+
     def _source(self, context: Context) -> tuple[str, UUID, ImageRef] | None:
         command = context.command
         assert isinstance(command, CreateVolume)
         if command.template_id is not None:
-            state = context.state(template.stream(command.template_id))
-            if state is None or state.status in ("Deleting", "Deleted"):
-                raise BadParameter(f"no template has the id {command.template_id}", field="templateid",
-                                   remedy="listTemplates shows them")
-            if state.status != "Ready":
-                raise BadParameter(f"the template is {state.status}, not Ready", field="templateid")
-            return "template", command.template_id, state.image
+            return "template", command.template_id, template.image_in(context, command.template_id, self._zone(context))
         if command.snapshot_id is not None:
             state = context.state(thing_stream("snapshot", command.snapshot_id))
             if state is None or state.status == "Destroyed":
@@ -256,7 +257,10 @@ class CreateFlow:
         if source is None:
             return
         thing, thing_id, image = source
-        bad = chain.quarantined(context, thing_id) if thing == "snapshot" else context.state(template.stream(thing_id))
+        if thing == "template":
+            template.readable(context, template.known(context, thing_id, "templateid"), self._zone(context))
+            return
+        bad = chain.quarantined(context, thing_id)
         if bad is not None and bad.damage is not None:
             raise template.quarantine_refused(context, thing, image.store_id, bad.damage)
 

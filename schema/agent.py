@@ -114,6 +114,28 @@ class DeleteImages(Order, type="order.delete_images"):
     keys: list[str]
 
 
+class MergeImages(Order, type="order.merge_images"):
+    """Make one new object of links of a chain: what the last of them holds, as a full image, or as a delta of `parent`.
+    Nothing of the links is changed. Reports an ImageResult."""
+
+    store: StoreSpec
+    """Where it is written."""
+    source: StoreSpec | None = None
+    """Where the links rest; None: in `store`."""
+    links: list[ImageRef]
+    """Each a delta of the one before. One full image alone is copied as it is."""
+    parent: ImageRef | None = None
+    """What the first link is a delta of, in `store`; None: the first link is a full image."""
+    key: str
+    """Object key to write."""
+    kind: str
+    thing_id: UUID
+    replaces: list[str] = []
+    """Keys of objects in whose place the new one will stand."""
+    motion: str = "store-to-store"
+    """The strategy that the plan chose."""
+
+
 class ScrubObjects(Order, type="order.scrub_objects"):
     """Read these objects and compare every part, the root, the size and the manifest with what was written; name the objects
     in the store that are not known. Nothing is changed; what is left of links that have ended goes first. Reports a Scrubbed."""

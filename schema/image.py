@@ -21,6 +21,8 @@ class ImageFormat(StrEnum):
 
     QCOW2 = "qcow2"
     RAW = "raw"
+    ISO = "iso"
+    """ISO 9660, for machines to mount and boot from; no volume is made of it."""
 
 
 class StoreSpec(Frozen):

@@ -18,7 +18,7 @@ Answerer = Callable[[Lists, ApiCommand, dict[str, Any], Principal], Awaitable[di
 
 LISTS: dict[str, Special] = (template.LISTS | job.LISTS | system.LISTS | offering.LISTS | volume.LISTS | place.LISTS
                              | image_store.LISTS | snapshot.LISTS | event.LISTS | os_type.LISTS | identity.LISTS)
-ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS | identity.ANSWERS
+ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS | template.ANSWERS | identity.ANSWERS
 """Command's name -> who answers it."""
 
 __all__ = ["ANSWERS", "LISTS", "Answerer"]

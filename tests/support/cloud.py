@@ -22,6 +22,7 @@ from schema.agent import (
     CreateDisk,
     FetchImage,
     MakeLink,
+    MergeImages,
     ProviderSpec,
     ReleaseWork,
     ResizeDisk,
@@ -212,6 +213,9 @@ def result_of(order: Order) -> dict[str, Any]:
             image = ImageRef(store_id=order.store.id, key=order.key, format=ImageFormat.QCOW2, virtual_size=GIB,
                              physical_size=1000, root="00",
                              parent=order.parent.key if isinstance(order, WriteSnapshot) and order.parent else "")
+            return {"image": image.model_dump(mode="json")}
+        case MergeImages():
+            image = order.links[-1].model_copy(update={"store_id": order.store.id, "key": order.key, "parent": ""})
             return {"image": image.model_dump(mode="json")}
         case CreateDisk():
             disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=f"{order.volume_id}.qcow2",

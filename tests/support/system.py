@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -48,7 +48,10 @@ class FoldedViews:
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
-        found = [dict.fromkeys(COLUMNS[table]) | row for row in (await self.tables()).get(table, {}).values()]
+        tables = await self.tables()
+        if table in _VIEWS:
+            tables[table] = {row["id"]: row for row in _VIEWS[table](tables)}
+        found = [dict.fromkeys(COLUMNS[table]) | row for row in tables.get(table, {}).values()]
         found = [row for row in found if holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
         found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
         page = found[offset:offset + limit]
@@ -114,6 +117,34 @@ def _event_id(job_id: str, state: str) -> str:
     return str(UUID(hashlib.md5(f"{job_id}/{state}".encode()).hexdigest()))
 
 
+def _in_zones(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """As read.template_view."""
+    copies, zones = tables.get("template_store_ref", {}).values(), tables.get("zone", {})
+    for listed in tables.get("template_zone", {}).values():
+        row = tables["template"][listed["template_id"]]
+        for zone in zones.values() if listed["zone_id"] is None else [zones[listed["zone_id"]]]:
+            here = sorted((copy for copy in copies if copy["template_id"] == row["id"] and copy.get("zone_id") in (None, zone["id"])),
+                          key=lambda copy: (copy["state"] != "Ready", copy["created"]))
+            copy = here[0] if here else {}
+            state = copy.get("state") or ("Absent" if row["state"] == "Ready" else row["state"])
+            yield {**row, "id": f"{row['id']}/{zone['id']}", "template_id": row["id"], "in_zone": zone["id"],
+                   "zone_name": zone["name"], "state": state, "job_id": copy.get("job_id") or row["job_id"],
+                   "error": copy.get("error") or listed.get("error") or row.get("error")}
+
+
+def _pending(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """As read.pending_deletion."""
+    for noun in ("template", "snapshot"):
+        for copy in tables.get(f"{noun}_store_ref", {}).values():
+            if copy["state"] == "Destroying":
+                of = tables[noun][copy[f"{noun}_id"]]
+                yield {**copy, "kind": of.get("kind", noun), "thing_id": of["id"], "name": of["name"],
+                       "job_id": copy.get("job_id") or of["job_id"]}
+
+
+_VIEWS = {"template_view": _in_zones, "pending_deletion": _pending}
+
+
 def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """As read.conditions."""
     return all(_pair(row, name, value) for name, value in where.items())
@@ -128,6 +159,8 @@ def _pair(row: Mapping[str, Any], name: str, value: Any) -> bool:
         if "from" in value or "until" in value:
             return row.get(name) is not None and value.get("from", "") <= row[name] <= value.get("until", "~")
         if "has" in value:
+            if isinstance(value["has"], list):
+                return set(row.get(name) or ()) >= set(value["has"])
             return (row.get(name) or {}).items() >= value["has"].items()
         return row.get(name) in value["in"]
     return _equal(row.get(name), value)
@@ -141,6 +174,10 @@ def _equal(have: Any, want: Any) -> bool:
 
 _COMMON = ("name", "created")
 _OWNED = ("account_id", "account", "domain_id", "domain_path", "project_id")
+_TEMPLATE = (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size", "checksum",
+             "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed", "tags", "kind", "cross_zones",
+             "granted", "volume_id", "snapshot_id", "bits", "requires_hvm", "password_enabled", "ssh_key_enabled",
+             "dynamically_scalable", "bootable", "details", "template_tag", "template_type", "arch", "sort_key")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "zone": (*_COMMON, "network_type", "dns1", "dns2", "internal_dns1", "internal_dns2", "domain"),
     "machine": (*_COMMON, *_OWNED, "state", "memory_mib", "trouble", "agent", "host_id", "zone_id", "hypervisor", "removed"),
@@ -157,9 +194,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "resource_limit": (*_COMMON, *_OWNED, "max"),
     "resource_tag": (*_COMMON, *_OWNED, "value", "resource_type", "resource_id"),
     "project_account": (*_COMMON, "project_id", "account_id"),
-    "template": (*_COMMON, *_OWNED, "display_text", "url", "format", "hypervisor", "zone_id", "state", "size", "physical_size",
-                 "checksum", "is_public", "is_featured", "is_extractable", "os_type_id", "error", "job_id", "removed"),
-    "template_store_ref": ("template_id", "store_id", "key", "state", "size", "physical_size", "created"),
+    "template": _TEMPLATE,
+    "template_view": (*_TEMPLATE, "template_id", "in_zone", "zone_name"),
+    "template_store_ref": ("template_id", "store_id", "zone_id", "key", "state", "size", "physical_size", "job_id", "created"),
+    "template_zone": ("template_id", "zone_id", "error", "created"),
+    "launch_permission": ("template_id", "account_id", "created"),
+    "pending_deletion": (*_COMMON, *_OWNED, "kind", "thing_id", "store_id", "key", "physical_size", "job_id"),
     "volume": (*_COMMON, *_OWNED, "zone_id", "state", "size", "physical_size", "primary_id", "path", "template_id",
                "snapshot_id", "hypervisor", "job_id", "error", "removed", "type", "disk_offering_id", "min_iops", "max_iops", "display",
                "delete_protection", "machine_id", "device_id", "attached"),

@@ -224,3 +224,45 @@ class TestQemusOwn:
             pytest.skip(f"this qemu-img does not write {form}")
         for declared in (RAW, QCOW2):
             assert refusal(made, declared).failure.field in ("format", "url")
+
+
+def iso(sectors: int = 64, *, head: bytes = b"") -> bytes:
+    """An ISO 9660 image with its primary volume descriptor and no more; `head` is in the system area, which is the image's own."""
+    descriptor = bytearray(2048)
+    descriptor[:7] = b"\x01CD001\x01"
+    struct.pack_into("<I", descriptor, 80, sectors)
+    struct.pack_into(">I", descriptor, 84, sectors)
+    struct.pack_into("<H", descriptor, 128, 2048)
+    struct.pack_into(">H", descriptor, 130, 2048)
+    body = bytearray(sectors * 2048)
+    body[16 * 2048:17 * 2048] = descriptor
+    body[:len(head)] = head
+    return bytes(body)
+
+
+@pytest.mark.parametrize("data", [iso(), iso(1024), iso(head=b"\x33\xed" + bytes(508) + b"\x55\xaa"), iso() + bytes(100)])
+def test_an_iso_is_taken_as_it_is(data: bytes) -> None:
+    """Also one that boots from a stick; its size is that of its bytes, whatever its volume says."""
+    inspection = Inspection(ImageFormat.ISO, max_virtual_size=1 << 30)
+    for at in range(0, len(data), 5000):
+        inspection.feed(data[at:at + 5000])
+    assert inspection.finish() == -(-len(data) // 512) * 512
+
+
+@pytest.mark.parametrize("data", [
+    bytes(1 << 20), b"QFI\xfb" + bytes(1 << 20), iso(head=b"QFI\xfb\0\0\0\x03"), iso(head=b"KDMV"), iso(head=b"<html>"), iso(head=b"\x7fELF"),
+    iso() + b"conectix" + bytes(504), iso()[:17 * 2048 - 2000]])
+def test_what_is_no_iso_or_more_than_one_is_refused(data: bytes) -> None:
+    """Nothing, a disk, both at once, or one that ends before it says what it is."""
+    inspection = Inspection(ImageFormat.ISO, max_virtual_size=1 << 30)
+    with pytest.raises(BadParameter):
+        inspection.feed(data)
+        inspection.finish()
+
+
+def test_an_iso_is_no_template() -> None:
+    for declared in (ImageFormat.RAW, ImageFormat.QCOW2):
+        inspection = Inspection(declared, max_virtual_size=1 << 30)
+        with pytest.raises(BadParameter):
+            inspection.feed(iso())
+            inspection.finish()

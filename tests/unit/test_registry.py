@@ -109,7 +109,7 @@ def test_a_template_goes_to_one_zone_or_all(zones: dict[str, str], zone: UUID | 
 
 
 @pytest.mark.parametrize("zones", [
-    {"zoneids": f"{ID},{uuid4()}"}, {"zoneids": "here"}, {"zoneid": str(ID), "zoneids": str(ID)}])
+    {"zoneids": f"-1,{uuid4()}"}, {"zoneids": "here"}, {"zoneid": str(ID), "zoneids": str(ID)}])
 def test_odd_zones_of_a_template_are_refused(zones: dict[str, str]) -> None:
     """Naming the parameter."""
     with pytest.raises(BadParameter) as refused:

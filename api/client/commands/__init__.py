@@ -7,6 +7,7 @@ from api.client.commands.event import EventCommands
 from api.client.commands.extract import ExtractCommands
 from api.client.commands.identity import IdentityCommands
 from api.client.commands.image_store import ImageStoreCommands
+from api.client.commands.iso import IsoCommands
 from api.client.commands.job import JobCommands
 from api.client.commands.machine import MachineCommands
 from api.client.commands.offering import OfferingCommands
@@ -21,9 +22,9 @@ from api.client.commands.volume import VolumeCommands
 
 
 class Commands(
-    DeprecatedCommands, EventCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, JobCommands, MachineCommands,
-    OfferingCommands, OsTypeCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands, SnapshotPolicyCommands,
-    SystemCommands, TemplateCommands, VolumeCommands,
+    DeprecatedCommands, EventCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, IsoCommands, JobCommands,
+    MachineCommands, OfferingCommands, OsTypeCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands,
+    SnapshotPolicyCommands, SystemCommands, TemplateCommands, VolumeCommands,
 ):
     """All of them."""
 

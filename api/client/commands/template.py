@@ -11,7 +11,7 @@ from api.client.calling import Calling
 from api.client.job import Job
 from api.client.listing import Listing
 from api.client.objects.job import Success
-from api.client.objects.template import Template
+from api.client.objects.template import Pendingdeletion, Template, Templatepermission
 
 
 class TemplateCommands(Calling):
@@ -19,61 +19,187 @@ class TemplateCommands(Calling):
 
     async def register_template(
         self, *, name: str, url: str, format: Literal["qcow2", "raw"], displaytext: str | None = None,
-        hypervisor: str | None = None, zoneid: UUID | str | None = None, checksum: str | None = None,
-        ispublic: bool | None = None, isfeatured: bool | None = None, isextractable: bool | None = None,
-        ostypeid: str | None = None, customjobid: UUID | str | None = None, zoneids: Sequence[UUID | str] | None = None,
+        hypervisor: str | None = None, zoneid: UUID | str | None = None, zoneids: Sequence[UUID | str] | None = None,
+        checksum: str | None = None, ispublic: bool | None = None, isfeatured: bool | None = None,
+        isextractable: bool | None = None, ostypeid: str | None = None, passwordenabled: bool | None = None,
+        isdynamicallyscalable: bool | None = None, directdownload: bool | None = None, bits: int | None = None,
+        requireshvm: bool | None = None, sshkeyenabled: bool | None = None, isrouting: bool | None = None,
+        deployasis: bool | None = None, forcks: bool | None = None, details: Mapping[str, Any] | None = None,
+        templatetag: str | None = None, templatetype: Literal["USER", "VNF", "ROUTING", "SYSTEM", "BUILTIN"] | None = None,
+        arch: Literal["x86_64", "aarch64", "s390x"] | None = None, customjobid: UUID | str | None = None,
         account: str | None = None, domainid: UUID | str | None = None, projectid: UUID | str | None = None,
     ) -> Job[Template]:
-        """Fetches an image from a URL into an image store. Its answer names the job (extension).
+        """Fetches an image from a URL into the image stores of one zone, of several, or of all. Its answer is a row for each
+        zone, and names the job (extension).
 
         name: the name; displaytext: a text for people; url: the URL; format: QCOW2 or RAW; hypervisor: the hypervisor: KVM;
-        zoneid: the UUID of the zone; checksum: {SHA-256}hex, {MD5}hex, ...; a bare hex digest is MD5; ispublic: every account
-        may use it; isfeatured: it is shown first; isextractable: it may be downloaded; ostypeid: the OS type; customjobid:
-        the id of the job: sending the same command again with it is the same job; zoneids: the UUID of the zone, or -1 for
-        every zone; account: the account's name; it is in the domain domainid; domainid: the UUID of the domain; the caller's
-        own when it is left out; projectid: the UUID of the project; -1 in lists: every project
+        zoneid: the UUID of the zone; zoneids: the UUID of the zone, or -1 for every zone; checksum: {SHA-256}hex, {MD5}hex,
+        ...; a bare hex digest is MD5; ispublic: every account may use it; isfeatured: it is shown first; isextractable: it
+        may be downloaded; ostypeid: the OS type; passwordenabled: its OS can have its password reset; isdynamicallyscalable:
+        its OS has the tools by which a machine grows while it runs; directdownload: false: nothing bypasses the image stores
+        here; bits: 32 or 64: what the OS is built for; requireshvm: it needs hardware virtualization; sshkeyenabled: its OS
+        takes SSH keys; isrouting: system routers run it; root admins only; deployasis: false: it is of OVA; forcks: false;
+        details: whatever else: details[0].KEY=VALUE; templatetag: a word by which machines find their host; root admins only;
+        templatetype: USER or VNF; ROUTING, SYSTEM, BUILTIN for root admins; arch: x86_64, aarch64 or s390x; customjobid: the
+        id of the job: sending the same command again with it is the same job; account: the account's name; it is in the
+        domain domainid; domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of the
+        project; -1 in lists: every project
         """
         answer: Job[Template] = await self._start("registerTemplate", "template", {
             "name": name, "displaytext": displaytext, "url": url, "format": format, "hypervisor": hypervisor,
-            "zoneid": zoneid, "checksum": checksum, "ispublic": ispublic, "isfeatured": isfeatured,
-            "isextractable": isextractable, "ostypeid": ostypeid, "customjobid": customjobid, "zoneids": zoneids,
-            "account": account, "domainid": domainid, "projectid": projectid,
+            "zoneid": zoneid, "zoneids": zoneids, "checksum": checksum, "ispublic": ispublic, "isfeatured": isfeatured,
+            "isextractable": isextractable, "ostypeid": ostypeid, "passwordenabled": passwordenabled,
+            "isdynamicallyscalable": isdynamicallyscalable, "directdownload": directdownload, "bits": bits,
+            "requireshvm": requireshvm, "sshkeyenabled": sshkeyenabled, "isrouting": isrouting, "deployasis": deployasis,
+            "forcks": forcks, "details": details, "templatetag": templatetag, "templatetype": templatetype, "arch": arch,
+            "customjobid": customjobid, "account": account, "domainid": domainid, "projectid": projectid,
+        })
+        return answer
+
+    async def create_template(
+        self, *, name: str, displaytext: str | None = None, volumeid: UUID | str | None = None,
+        snapshotid: UUID | str | None = None, zoneid: UUID | str | None = None, ispublic: bool | None = None,
+        isfeatured: bool | None = None, isextractable: bool | None = None, ostypeid: str | None = None,
+        passwordenabled: bool | None = None, sshkeyenabled: bool | None = None, requireshvm: bool | None = None,
+        isdynamicallyscalable: bool | None = None, bits: int | None = None, details: Mapping[str, Any] | None = None,
+        templatetag: str | None = None, arch: Literal["x86_64", "aarch64", "s390x"] | None = None,
+        customjobid: UUID | str | None = None, account: str | None = None, domainid: UUID | str | None = None,
+        projectid: UUID | str | None = None,
+    ) -> Job[Template]:
+        """Makes a template of a volume that no machine uses, or of a snapshot.
+
+        name: the name; displaytext: a text for people; volumeid: the UUID of the volume; snapshotid: the UUID of the
+        snapshot; zoneid: the UUID of the zone; ispublic: every account may use it; isfeatured: it is shown first;
+        isextractable: it may be downloaded; ostypeid: the OS type; passwordenabled: its OS can have its password reset;
+        sshkeyenabled: its OS takes SSH keys; requireshvm: it needs hardware virtualization; isdynamicallyscalable: its OS has
+        the tools by which a machine grows while it runs; bits: 32 or 64: what the OS is built for; details: whatever else:
+        details[0].KEY=VALUE; templatetag: a word by which machines find their host; root admins only; arch: x86_64, aarch64
+        or s390x; customjobid: the id of the job: sending the same command again with it is the same job; account: the
+        account's name; it is in the domain domainid; domainid: the UUID of the domain; the caller's own when it is left out;
+        projectid: the UUID of the project; -1 in lists: every project
+        """
+        answer: Job[Template] = await self._start("createTemplate", "template", {
+            "name": name, "displaytext": displaytext, "volumeid": volumeid, "snapshotid": snapshotid, "zoneid": zoneid,
+            "ispublic": ispublic, "isfeatured": isfeatured, "isextractable": isextractable, "ostypeid": ostypeid,
+            "passwordenabled": passwordenabled, "sshkeyenabled": sshkeyenabled, "requireshvm": requireshvm,
+            "isdynamicallyscalable": isdynamicallyscalable, "bits": bits, "details": details, "templatetag": templatetag,
+            "arch": arch, "customjobid": customjobid, "account": account, "domainid": domainid, "projectid": projectid,
         })
         return answer
 
     def list_templates(
         self, *, templatefilter: Literal["featured", "self", "selfexecutable", "sharedexecutable", "shared", "executable",
         "community", "all"], id: UUID | str | None = None, ids: Sequence[UUID | str] | None = None, name: str | None = None,
-        zoneid: UUID | str | None = None, hypervisor: str | None = None, isready: bool | None = None,
-        showunique: bool | None = None, tags: Mapping[str, Any] | None = None, keyword: str | None = None,
-        pagesize: int | None = None, account: str | None = None, domainid: UUID | str | None = None,
-        projectid: str | None = None, listall: bool | None = None, isrecursive: bool | None = None,
+        zoneid: UUID | str | None = None, hypervisor: str | None = None, showremoved: bool | None = None,
+        showunique: bool | None = None, isready: bool | None = None, details: Sequence[UUID | str] | None = None,
+        tags: Mapping[str, Any] | None = None, arch: Literal["x86_64", "aarch64", "s390x"] | None = None,
+        templatetype: str | None = None, keyword: str | None = None, pagesize: int | None = None, account: str | None = None,
+        domainid: UUID | str | None = None, projectid: str | None = None, listall: bool | None = None,
+        isrecursive: bool | None = None,
     ) -> Listing[Template]:
         """Lists templates: one row for each template and zone.
 
         id: the UUID of the thing; ids: UUIDs, comma separated; name: the name; zoneid: the UUID of the zone; templatefilter:
         featured, self, selfexecutable, sharedexecutable, shared, executable, community or all; hypervisor: the hypervisor:
-        KVM; isready: true: only those that can be used; showunique: true: one row for a template, not one for each zone;
-        tags: only things with each of these tags: tags[0].key=K&tags[0].value=V; keyword: part of the name; pagesize: items
-        of a page; -1 without page: everything; account: the account's name; it is in the domain domainid; domainid: the UUID
-        of the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in lists: every project;
-        listall: everything that the caller may see; false: of its own account only; isrecursive: domains below the domain too
+        KVM; showremoved: true: those that were deleted too; showunique: true: one row for a template, not one for each zone;
+        isready: true: only those that can be used; details: all, or min: the fields that most ask for; tags: only things with
+        each of these tags: tags[0].key=K&tags[0].value=V; arch: x86_64, aarch64 or s390x; templatetype: USER or VNF; ROUTING,
+        SYSTEM, BUILTIN for root admins; keyword: part of the name; pagesize: items of a page; -1 without page: everything;
+        account: the account's name; it is in the domain domainid; domainid: the UUID of the domain; the caller's own when it
+        is left out; projectid: the UUID of the project; -1 in lists: every project; listall: everything that the caller may
+        see; false: of its own account only; isrecursive: domains below the domain too
         """
         return self._list("listTemplates", "template", {
             "id": id, "ids": ids, "name": name, "zoneid": zoneid, "templatefilter": templatefilter, "hypervisor": hypervisor,
-            "isready": isready, "showunique": showunique, "tags": tags, "keyword": keyword, "pagesize": pagesize,
-            "account": account, "domainid": domainid, "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
+            "showremoved": showremoved, "showunique": showunique, "isready": isready, "details": details, "tags": tags,
+            "arch": arch, "templatetype": templatetype, "keyword": keyword, "pagesize": pagesize, "account": account,
+            "domainid": domainid, "projectid": projectid, "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
+
+    async def update_template(
+        self, *, id: UUID | str, name: str | None = None, displaytext: str | None = None, ostypeid: str | None = None,
+        format: Literal["qcow2", "raw", "iso"] | None = None, bootable: bool | None = None, requireshvm: bool | None = None,
+        passwordenabled: bool | None = None, sshkeyenabled: bool | None = None, isdynamicallyscalable: bool | None = None,
+        isrouting: bool | None = None, cleanupdetails: bool | None = None, forceupdateostype: bool | None = None,
+        sortkey: int | None = None, details: Mapping[str, Any] | None = None,
+        arch: Literal["x86_64", "aarch64", "s390x"] | None = None, templatetype: Literal["USER", "VNF", "ROUTING", "SYSTEM",
+        "BUILTIN"] | None = None, templatetag: str | None = None, customjobid: UUID | str | None = None,
+    ) -> Template:
+        """Changes what a template says about itself.
+
+        id: the UUID of the thing; name: the name; displaytext: a text for people; ostypeid: the OS type; format: QCOW2 or
+        RAW; bootable: machines boot from it; requireshvm: it needs hardware virtualization; passwordenabled: its OS can have
+        its password reset; sshkeyenabled: its OS takes SSH keys; isdynamicallyscalable: its OS has the tools by which a
+        machine grows while it runs; isrouting: system routers run it; root admins only; cleanupdetails: true: it has no
+        details any more; forceupdateostype: accepted: no machine is running it; sortkey: a number to sort by; details:
+        whatever else: details[0].KEY=VALUE; arch: x86_64, aarch64 or s390x; templatetype: USER or VNF; ROUTING, SYSTEM,
+        BUILTIN for root admins; templatetag: a word by which machines find their host; root admins only; customjobid: the id
+        of the job: sending the same command again with it is the same job
+        """
+        answer: Template = await self._do("updateTemplate", "template", {
+            "id": id, "name": name, "displaytext": displaytext, "ostypeid": ostypeid, "format": format, "bootable": bootable,
+            "requireshvm": requireshvm, "passwordenabled": passwordenabled, "sshkeyenabled": sshkeyenabled,
+            "isdynamicallyscalable": isdynamicallyscalable, "isrouting": isrouting, "cleanupdetails": cleanupdetails,
+            "forceupdateostype": forceupdateostype, "sortkey": sortkey, "details": details, "arch": arch,
+            "templatetype": templatetype, "templatetag": templatetag, "customjobid": customjobid,
+        })
+        return answer
+
+    async def update_template_permissions(
+        self, *, id: UUID | str, ispublic: bool | None = None, isfeatured: bool | None = None,
+        isextractable: bool | None = None, op: Literal["add", "remove", "reset"] | None = None,
+        accounts: Sequence[UUID | str] | None = None, projectids: Sequence[UUID | str] | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Success:
+        """Says who may use a template besides its account.
+
+        id: the UUID of the thing; ispublic: every account may use it; isfeatured: it is shown first; isextractable: it may be
+        downloaded; op: add, remove or reset; accounts: names of accounts in the owner's domain, comma separated; projectids:
+        UUIDs of projects, comma separated; customjobid: the id of the job: sending the same command again with it is the same
+        job
+        """
+        answer: Success = await self._do("updateTemplatePermissions", "", {
+            "id": id, "ispublic": ispublic, "isfeatured": isfeatured, "isextractable": isextractable, "op": op,
+            "accounts": accounts, "projectids": projectids, "customjobid": customjobid,
+        })
+        return answer
+
+    async def list_template_permissions(self, *, id: UUID | str) -> Templatepermission:
+        """Who may use a template besides its account.
+
+        id: the UUID of the thing
+        """
+        answer: Templatepermission = await self._thing("listTemplatePermissions", "templatepermission", {"id": id})
+        return answer
+
+    async def copy_template(
+        self, *, id: UUID | str, destzoneid: UUID | str | None = None, destzoneids: Sequence[UUID | str] | None = None,
+        sourcezoneid: UUID | str | None = None, customjobid: UUID | str | None = None,
+    ) -> Job[Template]:
+        """Has a template in other zones too: bytes are copied only where no store reaches.
+
+        id: the UUID of the thing; destzoneid: the UUID of the zone it is to be in; destzoneids: UUIDs of zones, comma
+        separated; sourcezoneid: the UUID of the zone whose copy is read; customjobid: the id of the job: sending the same
+        command again with it is the same job
+        """
+        answer: Job[Template] = await self._start("copyTemplate", "template", {
+            "id": id, "destzoneid": destzoneid, "destzoneids": destzoneids, "sourcezoneid": sourcezoneid,
+            "customjobid": customjobid,
+        })
+        return answer
 
     async def delete_template(
         self, *, id: UUID | str, zoneid: UUID | str | None = None, customjobid: UUID | str | None = None,
+        forced: bool | None = None, issystem: bool | None = None,
     ) -> Job[Success]:
-        """Unregisters a template; the job ends when its bytes are gone.
+        """Unregisters a template, or its copy in one zone; the job ends when its bytes are gone.
 
         id: the UUID of the thing; zoneid: the UUID of the zone; customjobid: the id of the job: sending the same command
-        again with it is the same job
+        again with it is the same job; forced: accepted: no machine keeps a template here; issystem: accepted
         """
-        answer: Job[Success] = await self._start("deleteTemplate", "", {"id": id, "zoneid": zoneid, "customjobid": customjobid})
+        answer: Job[Success] = await self._start("deleteTemplate", "", {
+            "id": id, "zoneid": zoneid, "customjobid": customjobid, "forced": forced, "issystem": issystem,
+        })
         return answer
 
     async def extract_template(
@@ -90,3 +216,16 @@ class TemplateCommands(Calling):
             "id": id, "zoneid": zoneid, "mode": mode, "lifetime": lifetime, "customjobid": customjobid,
         })
         return answer
+
+    def list_pending_deletions(
+        self, *, id: UUID | str | None = None, kind: str | None = None, keyword: str | None = None,
+        pagesize: int | None = None,
+    ) -> Listing[Pendingdeletion]:
+        """Lists bytes that were deleted and that their image store has not confirmed to be gone (extension).
+
+        id: the UUID of the thing; kind: template, iso or snapshot; keyword: part of the name; pagesize: items of a page; -1
+        without page: everything
+        """
+        return self._list("listPendingDeletions", "pendingdeletion", {
+            "id": id, "kind": kind, "keyword": keyword, "pagesize": pagesize,
+        }, pages=True)

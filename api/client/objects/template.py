@@ -19,10 +19,18 @@ class Template(TypedDict, total=False):
     created: str
     removed: str
     passwordenabled: bool
+    sshkeyenabled: bool
+    requireshvm: bool
+    bootable: bool
+    isdynamicallyscalable: bool
     format: str
     hypervisor: str
+    arch: str
+    bits: int
     ostypeid: str
     templatetype: str
+    templatetag: str
+    sortkey: int
     status: str
     size: int
     physicalsize: int
@@ -37,9 +45,94 @@ class Template(TypedDict, total=False):
     domainpath: str
     projectid: str
     project: str
+    details: dict[str, Any]
     downloaddetails: list[Any]
     directdownload: bool
     deployasis: bool
     tags: list[Any]
     jobid: str
     jobstatus: int
+    copyjob: str
+    copied: int
+
+
+class Iso(TypedDict, total=False):
+    """An object under the key `iso`."""
+
+    id: str
+    name: str
+    displaytext: str
+    ispublic: bool
+    isfeatured: bool
+    isextractable: bool
+    isready: bool
+    crossZones: bool
+    created: str
+    removed: str
+    passwordenabled: bool
+    sshkeyenabled: bool
+    requireshvm: bool
+    bootable: bool
+    isdynamicallyscalable: bool
+    format: str
+    hypervisor: str
+    arch: str
+    bits: int
+    ostypeid: str
+    templatetype: str
+    templatetag: str
+    sortkey: int
+    status: str
+    size: int
+    physicalsize: int
+    checksum: str
+    url: str
+    zoneid: str
+    zonename: str
+    account: str
+    accountid: str
+    domainid: str
+    domain: str
+    domainpath: str
+    projectid: str
+    project: str
+    details: dict[str, Any]
+    downloaddetails: list[Any]
+    directdownload: bool
+    deployasis: bool
+    tags: list[Any]
+    jobid: str
+    jobstatus: int
+    copyjob: str
+    copied: int
+
+
+class Templatepermission(TypedDict, total=False):
+    """An object under the key `templatepermission`."""
+
+    id: str
+    ispublic: bool
+    domainid: str
+    account: list[Any]
+    projectids: list[Any]
+
+
+class Pendingdeletion(TypedDict, total=False):
+    """An object under the key `pendingdeletion`."""
+
+    id: str
+    kind: str
+    resourceid: str
+    name: str
+    datastore: str
+    datastoreid: str
+    physicalsize: int
+    created: str
+    account: str
+    accountid: str
+    domainid: str
+    domain: str
+    domainpath: str
+    projectid: str
+    project: str
+    jobid: str

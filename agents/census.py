@@ -33,7 +33,7 @@ class Found:
     machines: list[MachineSpec] | None = None
 
 
-Machines = Callable[[], Awaitable[list[MachineSpec]]]
+Machines = Callable[[], Awaitable[list[MachineSpec] | None]]
 
 
 @dataclass

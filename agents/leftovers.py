@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from schema.agent import CreateDisk, DeleteDisk, DeleteImages, DropSnapshot, FetchImage, ResizeDisk, TakeSnapshot, WriteSnapshot
+from schema.agent import (
+    AttachDisk,
+    CreateDisk,
+    DeleteDisk,
+    DeleteImages,
+    DetachDisk,
+    DropSnapshot,
+    FetchImage,
+    ResizeDisk,
+    TakeSnapshot,
+    WriteSnapshot,
+)
 from schema.message import Order
 
 
@@ -26,6 +37,8 @@ def cleaning(order: Order) -> Order | None:
             return DropSnapshot.model_validate(about | {"disk": order.disk, "tag": order.tag})
         case ResizeDisk():
             return order.model_copy(update={"virtual_size": order.disk.virtual_size, "shrink": True})
+        case AttachDisk():
+            return DetachDisk.model_validate(about | {"disk": order.disk, "machine_id": order.machine_id})
         case _:
             return None
 

@@ -17,6 +17,7 @@ from typing import Any
 from agents.hypervisors.base import ChangeTracking, Resizable
 from agents.image_stores.base import Measured
 from agents.image_stores.links import make_link, revoke_link, sweep_links
+from agents.machine import Attached
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
@@ -26,10 +27,13 @@ from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from bus.grant_sealing import answer_to, seal_to
 from schema.agent import (
+    AttachDisk,
     ClosePrimary,
     CreateDisk,
     DeleteDisk,
     DeleteImages,
+    DetachDisk,
+    DiskAttached,
     DiskCreated,
     DiskResized,
     DropSnapshot,
@@ -211,6 +215,21 @@ def _disk(disk: DiskRef, tools: Toolbox) -> str:
     return path
 
 
+async def attach_disk(order: AttachDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskAttached:
+    """Into the machine that runs, or written down for its next start."""
+    _disk(order.disk, tools)
+    progress("attach", 0, 0)
+    machine = tools.machine(order.machine_id)
+    return DiskAttached(plugged=await machine.attach(Attached(disk=order.disk, device_id=order.device_id)))
+
+
+async def detach_disk(order: DetachDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """Out of the machine, and out of what it gets when it starts."""
+    progress("detach", 0, 0)
+    await tools.machine(order.machine_id).detach(order.disk.volume_id)
+    return Result()
+
+
 async def take_snapshot(order: TakeSnapshot, tools: Toolbox, secrets: Secrets, progress: Progress) -> SnapshotFrozen:
     """Record changes, then freeze the content: what is written in between is in both, never in neither. Done again after
     the content was frozen, nothing is recorded anew: a record must not be younger than its snapshot."""
@@ -268,5 +287,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     DropSnapshot: drop_snapshot,
     OpenPrimary: open_primary,
     ClosePrimary: close_primary,
+    AttachDisk: attach_disk,
+    DetachDisk: detach_disk,
 }
 """Every order but CancelWork and ReleaseWork, which are about other orders."""

@@ -13,12 +13,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 from agents.hypervisors.base import Hypervisor
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.hypervisors.memory import MemoryHypervisor
 from agents.image_stores.base import ImageStore
 from agents.image_stores.registry import open_store
+from agents.machine import MACHINES, Machine
 from agents.primary_stores.base import PrimaryStore
 from agents.primary_stores.opened import OPENED, OpenedStores
 from agents.primary_stores.registry import primary
@@ -100,6 +102,12 @@ class Toolbox:
         if not self.state:
             raise Refused("this agent keeps no list of primary stores", field="primary")
         return OpenedStores(Path(self.state) / OPENED)
+
+    def machine(self, machine_id: UUID) -> Machine:
+        """A machine of this host."""
+        if not self.state:
+            raise Refused("this agent has no machines", field="virtualmachineid")
+        return Machine(Path(self.state) / MACHINES, machine_id)
 
     def _throttle(self, name: str, rate: int) -> Throttle:
         """The limit of this name; one for each store that this agent was ever ordered to use."""

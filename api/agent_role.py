@@ -19,6 +19,8 @@ from agents import qemu
 from agents.census import Census
 from agents.grants import Grants, load_or_create_key
 from agents.hypervisors.kvm import lacking
+from agents.machine import MACHINES
+from agents.machine_keeper import MachineKeeper
 from agents.mover import Mover
 from agents.primary_stores.block import BlockPrimaryStore
 from agents.primary_stores.folder import FolderPrimaryStore
@@ -81,6 +83,10 @@ async def _agent(settings: Settings, transport: Transport, running: Roles, zone_
     config = replace(config, providers=found, motions=motions)
     census = Census(configured=config.primaries, opened=state_dir / OPENED) if kind == "kvm" else None
     runtime = AgentRuntime(config, transport, mover, Grants(name, key, transport), census)
+    if census is not None and settings.agent_machines is not None:
+        keeper = MachineKeeper(settings.agent_machines.absolute(), state_dir / MACHINES, runtime.tell_news)
+        census.machines = keeper.told
+        running.run(f"machines-{name}", keeper.run())
     await runtime.start()
     running.at_stop(runtime.stop)
 

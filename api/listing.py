@@ -172,7 +172,9 @@ class Lists:
         if table == "volume":
             sources = await self.lookup("template", (row.get("template_id") for row in rows))
             chosen = await self.lookup("disk_offering", (row.get("disk_offering_id") for row in rows))
-            return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources, offerings=chosen)
+            machines = await self.lookup("machine", (row.get("machine_id") for row in rows))
+            return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources, offerings=chosen,
+                         machines=machines)
         if table == "snapshot_policy":
             return Names(zones=zones, volumes=await self.lookup("volume", (row["volume_id"] for row in rows)))
         if table in ("template", "snapshot"):

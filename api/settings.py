@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     primary_path: Path | None = Field(None, description="Folder of the primary store; unset: data_dir/primary.")
     primary_devices: str = Field("", description="Block devices of a primary store, comma-separated absolute paths "
                                  "(/dev/disk/by-id/...): one volume on each. Only free and empty ones are taken.")
+    agent_machines: Path | None = Field(None, description="Folder that says which machines the KVM agent runs, a JSON file for "
+                                        "each; unset: none.")
     agent_name: str = Field("", description="Name of this agent; unset: <host>-<role>.")
     agent_token: SecretStr | None = Field(
         None, description="Enrolment token shared by handlers and agents; unset: data_dir/agent.token.")

@@ -171,6 +171,7 @@ async def _recorded(runtime: Runtime, name: str, fact: Event) -> bool:
                 expected={name: version}, counters=_reopened(rows, fact), rows=[NewRow(
                     stream=name, kind="event", type=fact.TYPE, type_version=fact.VERSION, id=row_id, payload=encode(fact),
                     key=name, correlation=row_id, meta=canonical(meta))]))
+            runtime.forget([name])
             break
         except Conflict:
             continue

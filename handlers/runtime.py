@@ -47,7 +47,6 @@ RACES = 12
 """How often one message is decided again after another append came first."""
 CACHED_STREAMS = 20_000
 """States kept in memory; the least recently used go first."""
-
 EARLY_S = 2.0
 """By so much a timer may come before its time."""
 FOLLOWED = 200
@@ -58,7 +57,6 @@ Decide = Callable[[Context, Engine], None]
 
 class IdReused(Refused):
     """A command id was sent again with another body."""
-
 
 
 class Runtime:
@@ -119,7 +117,7 @@ class Runtime:
 
     async def begin(self, command: Command, job_id: UUID, owner: Owner | None = None) -> None:
         """Begin a job as the installation itself, by what the log says now. Begun or ended, it is that job still."""
-        self._forget(await self._streams(job_id, command))
+        self.forget(await self._streams(job_id, command))
         await self._command(submitted(command, job_id=job_id, owner=owner), logged=False, envelope=Envelope(
             id=job_id, type=TIMER_TYPE, kind="timer", body=b"{}", correlation=job_id))
 
@@ -137,7 +135,7 @@ class Runtime:
     async def _tried(self, command: Command, job_id: UUID, owner: Owner | None) -> Context:
         """What the command's start would decide, thrown away afterwards."""
         streams = await self._streams(job_id, command)
-        self._forget(streams)  # nothing is appended here that would show a stale state
+        self.forget(streams)  # nothing is appended here that would show a stale state
         await self.catch_up()
         await self._look_around(FLOWS.get(type(command)))
         states = {name: state for name, (_, state) in (await self._follow(command, streams, fresh=True)).items()}
@@ -157,8 +155,11 @@ class Runtime:
         stream = job_stream(fact.job_id)
         self._states.setdefault(stream, (0, EVOLVE["job"](None, fact)) if logged else (NO_STREAM, None))
         refusal: Failed | None = None
+        remembered: set[str] | None = set()
 
         def decide(context: Context, engine: Engine) -> None:
+            if remembered is not None:
+                remembered.update(context.states)
             if context.state(stream) is None:
                 context.emit(stream, fact)
             elif engine.job.status != "submitted":
@@ -180,7 +181,9 @@ class Runtime:
             except IdReused:
                 raise
             except (Refused, Unavailable, NoRoom) as error:
-                refusal = error
+                refusal = error if remembered is None else None  # what is remembered may be old: others write too
+                self.forget(remembered or ())
+                remembered = None
         raise Conflict(f"{command.TYPE} lost {RACES} races", stream=stream)
 
     def _cancel(self, context: Context, command: CancelJob, fact: JobSubmitted, *, own: bool = True) -> None:
@@ -250,7 +253,7 @@ class Runtime:
     async def scrub_schedule(self, store_id: UUID) -> tuple[int, str | None]:
         """(seconds, share) of a store's schedule as the log has it now; (0, None) when it has none."""
         name = scrub.schedule_stream(store_id)
-        self._forget([name])
+        self.forget([name])
         state = await self._state(name)
         return (state.every_s, state.share) if state is not None and state.every_s else (0, None)
 
@@ -302,7 +305,7 @@ class Runtime:
             except IllegalTransition:
                 if attempt:
                     raise
-                self._forget(loaded)  # what was remembered, or guessed for a new job, is older than the rest
+                self.forget(loaded)  # what was remembered, or guessed for a new job, is older than the rest
                 continue
             if not (context.out.rows or context.out.clear_timers or context.out.timers):
                 return 0
@@ -311,10 +314,10 @@ class Runtime:
                 appended = await self.store.append(request)
             except (ClaimTaken, CounterFull) as full:
                 full.refusal = context.out.refusals.get(full.stream)  # type: ignore[union-attr] # read in _command
-                self._forget(loaded)
+                self.forget(loaded)
                 raise
             except Conflict:
-                self._forget(loaded)
+                self.forget(loaded)
                 continue
             self._remember(context, request)
             return appended.last_position
@@ -322,7 +325,7 @@ class Runtime:
 
     async def _streams(self, job_id: UUID, command: Command) -> list[str]:
         if isinstance(command, CancelJob):
-            self._forget([job_stream(command.job_id)])
+            self.forget([job_stream(command.job_id)])
             target = await self._state(job_stream(command.job_id))
             inner = command_of(target.submitted) if target is not None else command
             more = [] if isinstance(inner, CancelJob) else FLOWS[type(inner)].streams(command.job_id, inner)
@@ -377,7 +380,7 @@ class Runtime:
             if not more:
                 return loaded
             if fresh:
-                self._forget(more)
+                self.forget(more)
             loaded |= await self._load(more)
         raise Conflict(f"{command.TYPE} leads to more than {FOLLOWED} streams behind one another", stream=streams[0])
 
@@ -396,7 +399,8 @@ class Runtime:
     async def _state(self, stream: str) -> Any:
         return (await self._load([stream]))[stream][1]
 
-    def _forget(self, streams: Iterable[str]) -> None:
+    def forget(self, streams: Iterable[str]) -> None:
+        """Read these from the log when they are asked for next."""
         for name in streams:
             self._states.pop(name, None)
 

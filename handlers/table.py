@@ -27,6 +27,7 @@ from handlers import (
     template_register,
     template_update,
     volume,
+    volume_attach,
     volume_destroy,
     volume_extract,
     volume_resize,
@@ -61,6 +62,7 @@ FLOWS: dict[type[Command], Flow] = (
     | zone.FLOWS
     | primary_store.FLOWS
     | backup_provider.FLOWS
+    | volume_attach.FLOWS
 )
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 

@@ -43,6 +43,14 @@ from schema.volume import (
     VolumeSnapshotStarted,
     VolumeUpdated,
 )
+from schema.volume_attach import (
+    VolumeAttached,
+    VolumeAttachFailed,
+    VolumeAttachStarted,
+    VolumeDetached,
+    VolumeDetachFailed,
+    VolumeDetachStarted,
+)
 
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("", VolumeRequested.TYPE): "Creating",
@@ -71,6 +79,13 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Ready", VolumeDeleteRequested.TYPE): "Expunging",
     ("Failed", VolumeDeleteRequested.TYPE): "Expunging",
     ("Expunging", VolumeDeleted.TYPE): "Expunged",
+    # at a machine
+    ("Ready", VolumeAttachStarted.TYPE): "Attaching",
+    ("Attaching", VolumeAttached.TYPE): "Ready",
+    ("Attaching", VolumeAttachFailed.TYPE): "Ready",
+    ("Ready", VolumeDetachStarted.TYPE): "Detaching",
+    ("Detaching", VolumeDetached.TYPE): "Ready",
+    ("Detaching", VolumeDetachFailed.TYPE): "Ready",
 }
 """(state, event) -> state. Everything else is illegal."""
 
@@ -102,6 +117,10 @@ class VolumeState:
     """The snapshot backed up last: the disk records what changes since."""
     reverted: UUID | None = None
     """The snapshot whose content it was given, since when nothing was backed up."""
+    machine: UUID | None = None
+    """The machine that it is attached to, or on its way to."""
+    device_id: int | None = None
+    """Of that machine."""
 
 
 def evolve(state: VolumeState | None, event: Event) -> VolumeState:
@@ -130,6 +149,10 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
             return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
         case VolumeResizeEnded():
             return _resized(replace(state, status=status), event)
+        case VolumeAttachStarted():
+            return replace(state, status=status, machine=event.machine_id, device_id=event.device_id)
+        case VolumeAttachFailed() | VolumeDetached():
+            return replace(state, status=status, machine=None, device_id=None)
         case VolumeSnapshotStarted():
             return replace(state, status=status, busy=event.snapshot_id)
         case VolumeReleased():
@@ -162,12 +185,15 @@ def known(context: Context, volume_id: UUID, field: str = "id") -> VolumeState:
 
 
 def idle(state: VolumeState, field: str = "id") -> None:
-    """Raises BadParameter unless the volume is Ready and nothing works on it."""
+    """Raises BadParameter unless the volume is Ready, nothing works on it, and no machine has it."""
     if state.status != "Ready":
         raise BadParameter(f"the volume is {state.status}, not Ready", field=field, remedy="wait for its job to end")
     if state.busy is not None:
         raise BadParameter(f"there is other active snapshot task on the volume: {state.busy}", field=field,
                            remedy="try again when it has ended")
+    if state.machine is not None:
+        raise BadParameter(f"the volume is attached to the machine {state.machine}", field=field,
+                           remedy="detachVolume first: volumes that are attached come later")
 
 
 def made_by(job_id: UUID, command: CreateVolume) -> UUID:

@@ -236,6 +236,21 @@ class ClosePrimary(Order, type="order.close_primary"):
     primary: PrimarySpec
 
 
+class AttachDisk(Order, type="order.attach_disk"):
+    """Attach a disk to a machine: at once if it runs, else from its next start on. Reports a DiskAttached."""
+
+    disk: DiskRef
+    machine_id: UUID
+    device_id: int
+
+
+class DetachDisk(Order, type="order.detach_disk"):
+    """Detach a volume's disk from a machine. One that is not attached counts as detached."""
+
+    disk: DiskRef
+    machine_id: UUID
+
+
 class TakeSnapshot(Order, type="order.take_snapshot"):
     """Freeze the disk's content under `tag`, and record under the same name what changes from then on. Reports a
     SnapshotFrozen."""
@@ -355,6 +370,13 @@ class DiskResized(Result):
     virtual_size: int
     """As the disk has it: a whole number of sectors."""
     physical_size: int = 0
+
+
+class DiskAttached(Result):
+    """Of AttachDisk."""
+
+    plugged: bool
+    """Into a machine that runs; False: it gets the disk when it starts."""
 
 
 class SnapshotFrozen(Result):

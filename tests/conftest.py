@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from agents import libnbd, qemu
+from agents import libnbd, machine, qemu
 from bus.migrate import migrate
 from tests.services import rabbitmq as local_rabbitmq
 from tests.services.containers import PostgresContainer, RabbitContainer, docker_answers
@@ -184,6 +185,13 @@ def qemu_tools() -> None:
     """qemu's programs and libnbd."""
     if qemu.installed() or not libnbd.available():
         missing("qemu's tools or libnbd", f"{qemu.INSTALL} libnbd0")
+
+
+@pytest.fixture(scope="session")
+def machine_program(qemu_tools: None) -> None:
+    """The program that machines are."""
+    if shutil.which(machine.PROGRAM) is None:
+        missing(machine.PROGRAM, machine.INSTALL)
 
 
 @pytest.fixture(name="qemu")

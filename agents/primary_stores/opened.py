@@ -73,7 +73,7 @@ class OpenedStores:
             kept = [each for each in self.all() if each.id != spec.id]
             if len(kept) >= MOST:
                 raise _refused(spec, f"this agent has {MOST} primary stores already", "use another host")
-            _write(Path(spec.path) / MARK, json.dumps({"primary": str(spec.id)}))
+            written(Path(spec.path) / MARK, json.dumps({"primary": str(spec.id)}))
             self._save([*kept, spec])
 
     def _close(self, spec: PrimarySpec) -> None:
@@ -85,7 +85,7 @@ class OpenedStores:
                 (root / MARK).unlink()
 
     def _save(self, specs: list[PrimarySpec]) -> None:
-        _write(self._path, json.dumps([spec.model_dump(mode="json") for spec in specs]))
+        written(self._path, json.dumps([spec.model_dump(mode="json") for spec in specs]))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -113,7 +113,7 @@ def _refused(spec: PrimarySpec, why: str, remedy: str) -> Refused:
     return Refused(f"{spec.path} on {spec.agent} cannot be a primary store: {why}", field="url", remedy=remedy)
 
 
-def _write(path: Path, text: str) -> None:
+def written(path: Path, text: str) -> None:
     """The file's whole content, durably."""
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("w", encoding="utf-8") as file:
@@ -128,4 +128,4 @@ def _write(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
-__all__ = ["MARK", "OPENED", "OpenedStores"]
+__all__ = ["MARK", "OPENED", "OpenedStores", "written"]

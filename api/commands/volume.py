@@ -38,10 +38,12 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="listVolumes", mode=Mode.LIST, item="volume", noun="volume",
         parameters=listing(ID, IDS, NAME, ZONE, parameter("storageid", Type.UUID), parameter("state"),
                            parameter("type", choices=("ROOT", "DATADISK")), parameter("diskofferingid", Type.UUID),
+                           parameter("virtualmachineid", Type.UUID, text="the UUID of the machine that they are attached to"),
                            parameter("displayvolume", Type.BOOLEAN), parameter("retrieveonlyresourcecount", Type.BOOLEAN, text=
                                      "true: only the count"), TAGS, DETAILS, access=True),
         filters={"id": "id", "name": "name", "zoneid": "zone_id", "storageid": "primary_id", "state": "state",
-                 "type": "type", "diskofferingid": "disk_offering_id", "displayvolume": "display"},
+                 "type": "type", "diskofferingid": "disk_offering_id", "virtualmachineid": "machine_id",
+                 "displayvolume": "display"},
         description="Lists volumes."),
     ApiCommand(
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging",
-                     "Resizing", "RevertSnapshotting"})
+                     "Resizing", "RevertSnapshotting", "Attaching", "Detaching"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
 
 
@@ -35,6 +35,7 @@ class Names:
     volumes: Mapping[str, Row] = field(default_factory=dict)
     templates: Mapping[str, Row] = field(default_factory=dict)
     offerings: Mapping[str, Row] = field(default_factory=dict)
+    machines: Mapping[str, Row] = field(default_factory=dict)
     copies: Mapping[str, list[Row]] = field(default_factory=dict)
     """Thing's id -> its rows in the `*_store_ref` table."""
     progress: Mapping[str, Row] = field(default_factory=dict)

@@ -16,7 +16,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "diskofferingdisplaytext": "string", "miniops": "long", "maxiops": "long", "snapshotid": "string",
         "hypervisor": "string", "path": "string",
         "displayvolume": "boolean", "isextractable": "boolean", "destroyed": "boolean", "deleteprotection": "boolean",
-        "supportsstoragesnapshot": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer"},
+        "virtualmachineid": "string", "vmname": "string", "vmdisplayname": "string", "vmstate": "string", "vmtype": "string",
+        "deviceid": "long", "attached": "date", "supportsstoragesnapshot": "boolean",
+        "tags": "list", "jobid": "string", "jobstatus": "integer"},
 }
 
 
@@ -37,7 +39,17 @@ def volume(row: Row, names: Names) -> dict[str, Any]:
         maxiops=row.get("max_iops"), snapshotid=row.get("snapshot_id"), hypervisor=row["hypervisor"], path=row.get("path"),
         displayvolume=row.get("display") is not False, isextractable=True,
         destroyed=row["state"] in ("Destroy", "Expunging", "Expunged"), deleteprotection=bool(row.get("delete_protection")),
-        supportsstoragesnapshot=False, tags=tags("Volume", row), **pending(row))
+        supportsstoragesnapshot=False, tags=tags("Volume", row), **_machine(row, names), **pending(row))
+
+
+def _machine(row: Row, names: Names) -> dict[str, Any]:
+    """The machine that it is attached to."""
+    if not row.get("machine_id"):
+        return {}
+    at = names.machines.get(row["machine_id"])
+    told = {"vmname": at["name"], "vmdisplayname": at["name"], "vmstate": at["state"]} if at else {}
+    return {"virtualmachineid": row["machine_id"], "vmtype": "User", "deviceid": row["device_id"],
+            "attached": when(row["attached"]), **told}
 
 
 OBJECTS: dict[str, Show] = {"volume": volume}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from handlers.projections.columns import Change, owned
-from schema import volume
+from schema import volume, volume_attach
 
 TABLES = ("volume",)
 
@@ -51,12 +51,21 @@ def fold(event: Any, at: str) -> Iterator[Change]:
             yield "volume", key, {"state": "Snapshotting"}
         case volume.VolumeReleased():
             yield "volume", key, {"state": "Ready"}
+        case volume_attach.VolumeAttachStarted():
+            yield "volume", key, {"state": "Attaching", "job_id": str(event.job_id)}
+        case volume_attach.VolumeAttached():
+            yield "volume", key, {"state": "Ready", "machine_id": str(event.machine_id), "device_id": event.device_id,
+                                  "attached": at}
+        case volume_attach.VolumeDetachStarted():
+            yield "volume", key, {"state": "Detaching", "job_id": str(event.job_id)}
+        case volume_attach.VolumeDetached():
+            yield "volume", key, {"state": "Ready", "machine_id": None, "device_id": None, "attached": None}
         case volume.VolumeRevertStarted():
             yield "volume", key, {"state": "RevertSnapshotting", "job_id": str(event.job_id)}
         case volume.VolumeReverted():
             yield "volume", key, {"state": "Ready", "size": event.disk.virtual_size, "path": event.disk.path,
                                   "physical_size": event.physical_size}
-        case volume.VolumeRevertFailed():
+        case volume.VolumeRevertFailed() | volume_attach.VolumeAttachFailed() | volume_attach.VolumeDetachFailed():
             yield "volume", key, {"state": "Ready"}
         case volume.VolumeDeleteRequested():
             yield "volume", key, {"state": "Expunging", "removed": at}

@@ -12,6 +12,7 @@ from tests.architecture.tree import PACKAGES, modules, parsed
 
 STARTERS = {
     "agents/qemu.py": "qemu's programs, in the sandbox",
+    "agents/machine.py": "machines, which live on without their agent",
     "agents/sandbox.py": "tries once whether the sandbox works, with `true`",
     "agents/mover.py": "the agent's own child",
     "agents/primary_stores/block_device.py": "blkid, on a device before it is taken; it changes nothing",

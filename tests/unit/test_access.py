@@ -18,7 +18,11 @@ from api.api_command import Type
 from api.edge import Answer, Edge
 from api.ownership import FREE, OWNED, ROOT_ONLY, THINGS
 from api.registry import COMMANDS, Mode, find
+from handlers.agent import proof
+from schema.agent import AgentHello
 from schema.identity import Owner, Role
+from schema.machine import MachineSpec
+from tests.support.cloud import TOKEN
 from tests.support.system import FakeSystem, holds
 
 PERSON = {"email": "a@b", "firstname": "A", "lastname": "B", "password": "p"}
@@ -85,7 +89,19 @@ async def world() -> World:
                 maxsnaps=2))["snapshotpolicy"]["id"]
         for name in PEOPLE:
             await ended(made, name)
+    await report_machines(made)
     return made
+
+
+async def report_machines(made: World) -> None:
+    """One for each person, as its agent tells of them."""
+    for name in PEOPLE:
+        made.things["machine", name] = str(uuid4())
+    said = next(iter(made.system.cloud.runtime.directory.agents.values()))
+    await made.system.cloud.handle(AgentHello(
+        **said.model_dump(), proof=proof(TOKEN, said.agent, said.public_key), machines=[MachineSpec(
+            id=UUID(made.things["machine", name]), name=name, state="Running", account=made.who[name].owner.account_id)
+            for name in PEOPLE]), kind="report")
 
 
 async def ended(made: World, person: str) -> None:
@@ -106,8 +122,8 @@ async def made() -> World:
 @pytest.mark.parametrize("person", PEOPLE)
 async def test_lists_show_what_one_may_see(made: World, person: str) -> None:
     """listall: the whole reach; without it, the own account's; by id: what is in reach, and nothing else."""
-    for table, command in (("volume", "listVolumes"), ("snapshot", "listSnapshots"), ("template", "listTemplates"), ("job", "listAsyncJobs")):
-        item = {"job": "asyncjobs"}.get(table, table)
+    for table, command in (("volume", "listVolumes"), ("machine", "listVirtualMachines"), ("snapshot", "listSnapshots"), ("template", "listTemplates"), ("job", "listAsyncJobs")):
+        item = {"job": "asyncjobs", "machine": "virtualmachine"}.get(table, table)
         more = {"templatefilter": "self"} if table == "template" else {}
         mine = {made.things[table, each] for each in SEES[person]}
         if table == "job":
@@ -149,10 +165,12 @@ async def test_what_a_list_filters_is_what_authorize_says(made: World, person: s
 COMMANDS_OF_THINGS = [
     (command.name, parameter.name) for command in COMMANDS for parameter in command.parameters
     if command.command is not None and "U" in command.roles and (
-        parameter.name in ("id", "jobid", "volumeid", "snapshotid") and parameter.type is Type.UUID)]
+        parameter.name in ("id", "jobid", "volumeid", "snapshotid", "virtualmachineid") and parameter.type is Type.UUID)]
 
 
-def _filled(parameter: Any) -> str:
+def _filled(made: World, person: str, command: str, parameter: Any) -> str:
+    if parameter.name in THINGS or parameter.name == "id":  # what else it names is one's own
+        return made.things[table_of(command, parameter.name), person]
     return str(uuid4()) if parameter.type is Type.UUID else parameter.choices[0] if parameter.choices else "1"
 
 
@@ -164,11 +182,11 @@ def table_of(command: str, parameter: str) -> str:
 async def test_a_foreign_thing_looks_absent_to_every_command(made: World, command: str, parameter: str) -> None:
     """Each person, each other's thing: refused in the words for an unknown id, nothing written; never refused so when allowed."""
     table = table_of(command, parameter)
-    filler = {each.name: _filled(each) for each in find(command).parameters
-              if each.required and each.name != parameter}
+    needed = [each for each in find(command).parameters if each.required and each.name != parameter]
     use = find(command).uses.get(parameter, THINGS.get(parameter, ("", Use.CHANGE))[1])
     for person in PEOPLE:
         unknown = uuid4()
+        filler = {each.name: _filled(made, person, command, each) for each in needed}
         absent = await made.ask(person, command, **{parameter: unknown}, **filler)
         assert absent.status == 431 and str(unknown) in absent.error
         for other in PEOPLE:

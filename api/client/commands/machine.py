@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from api.client.calling import Calling
+from api.client.job import Job
 from api.client.listing import Listing
 from api.client.objects.machine import Virtualmachine
+from api.client.objects.volume import Volume
 
 
 class MachineCommands(Calling):
@@ -34,3 +36,31 @@ class MachineCommands(Calling):
             "keyword": keyword, "pagesize": pagesize, "account": account, "domainid": domainid, "projectid": projectid,
             "listall": listall, "isrecursive": isrecursive,
         }, pages=True)
+
+    async def attach_volume(
+        self, *, id: UUID | str, virtualmachineid: UUID | str, deviceid: int | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Attaches a volume to a machine of its host: at once if it runs, else from its next start on.
+
+        id: the UUID of the thing; virtualmachineid: the UUID of the machine; deviceid: the device: 1 to 65 but 3; the first
+        that is free; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Job[Volume] = await self._start("attachVolume", "volume", {
+            "id": id, "virtualmachineid": virtualmachineid, "deviceid": deviceid, "customjobid": customjobid,
+        })
+        return answer
+
+    async def detach_volume(
+        self, *, id: UUID | str | None = None, virtualmachineid: UUID | str | None = None, deviceid: int | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Detaches a volume, named by its id, or by virtualmachineid and deviceid.
+
+        id: the UUID of the thing; virtualmachineid: the UUID of the machine; deviceid: the device: 1 to 65 but 3; the first
+        that is free; customjobid: the id of the job: sending the same command again with it is the same job
+        """
+        answer: Job[Volume] = await self._start("detachVolume", "volume", {
+            "id": id, "virtualmachineid": virtualmachineid, "deviceid": deviceid, "customjobid": customjobid,
+        })
+        return answer

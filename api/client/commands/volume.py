@@ -46,25 +46,27 @@ class VolumeCommands(Calling):
         self, *, id: UUID | str | None = None, ids: Sequence[UUID | str] | None = None, name: str | None = None,
         zoneid: UUID | str | None = None, storageid: UUID | str | None = None, state: str | None = None,
         type: Literal["ROOT", "DATADISK"] | None = None, diskofferingid: UUID | str | None = None,
-        displayvolume: bool | None = None, retrieveonlyresourcecount: bool | None = None,
-        tags: Mapping[str, Any] | None = None, details: Sequence[UUID | str] | None = None, keyword: str | None = None,
-        pagesize: int | None = None, account: str | None = None, domainid: UUID | str | None = None,
-        projectid: str | None = None, listall: bool | None = None, isrecursive: bool | None = None,
+        virtualmachineid: UUID | str | None = None, displayvolume: bool | None = None,
+        retrieveonlyresourcecount: bool | None = None, tags: Mapping[str, Any] | None = None,
+        details: Sequence[UUID | str] | None = None, keyword: str | None = None, pagesize: int | None = None,
+        account: str | None = None, domainid: UUID | str | None = None, projectid: str | None = None,
+        listall: bool | None = None, isrecursive: bool | None = None,
     ) -> Listing[Volume]:
         """Lists volumes.
 
         id: the UUID of the thing; ids: UUIDs, comma separated; name: the name; zoneid: the UUID of the zone; storageid: the
         UUID of the primary store; state: the state; type: the type; diskofferingid: the UUID of the disk offering;
-        displayvolume: false: only root admins see it; retrieveonlyresourcecount: true: only the count; tags: only things with
-        each of these tags: tags[0].key=K&tags[0].value=V; details: min: without fields that are lists themselves; all;
-        keyword: part of the name; pagesize: items of a page; -1 without page: everything; account: the account's name; it is
-        in the domain domainid; domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of
-        the project; -1 in lists: every project; listall: everything that the caller may see; false: of its own account only;
-        isrecursive: domains below the domain too
+        virtualmachineid: the UUID of the machine that they are attached to; displayvolume: false: only root admins see it;
+        retrieveonlyresourcecount: true: only the count; tags: only things with each of these tags:
+        tags[0].key=K&tags[0].value=V; details: min: without fields that are lists themselves; all; keyword: part of the name;
+        pagesize: items of a page; -1 without page: everything; account: the account's name; it is in the domain domainid;
+        domainid: the UUID of the domain; the caller's own when it is left out; projectid: the UUID of the project; -1 in
+        lists: every project; listall: everything that the caller may see; false: of its own account only; isrecursive:
+        domains below the domain too
         """
         return self._list("listVolumes", "volume", {
             "id": id, "ids": ids, "name": name, "zoneid": zoneid, "storageid": storageid, "state": state, "type": type,
-            "diskofferingid": diskofferingid, "displayvolume": displayvolume,
+            "diskofferingid": diskofferingid, "virtualmachineid": virtualmachineid, "displayvolume": displayvolume,
             "retrieveonlyresourcecount": retrieveonlyresourcecount, "tags": tags, "details": details, "keyword": keyword,
             "pagesize": pagesize, "account": account, "domainid": domainid, "projectid": projectid, "listall": listall,
             "isrecursive": isrecursive,

@@ -45,6 +45,13 @@ class Volume(TypedDict, total=False):
     isextractable: bool
     destroyed: bool
     deleteprotection: bool
+    virtualmachineid: str
+    vmname: str
+    vmdisplayname: str
+    vmstate: str
+    vmtype: str
+    deviceid: int
+    attached: str
     supportsstoragesnapshot: bool
     tags: list[Any]
     jobid: str

@@ -17,7 +17,8 @@ COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
         name="listConfigurations", mode=Mode.LIST, item="configuration", roles=ADMIN,
         parameters=listing(NAME, parameter("category", text="the category"), parameter("group", text="the same as category")),
-        description="Lists settings and fixed limits, secrets left out. They are changed in the environment (STOREBUS_...)."),
+        description="Lists the settings of the API's process and fixed limits, secrets left out. They are changed in the "
+                    "environment (STOREBUS_...), and each role reads its own."),
     ApiCommand(
         name="listCapabilities", mode=Mode.SYNC, item="capability", description="What this installation can do."),
 )

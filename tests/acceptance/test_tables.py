@@ -24,6 +24,12 @@ async def test_each_table_has_its_row_and_no_secret(place: Place) -> None:
     assert (ref["template_id"], ref["store_id"]) == (template, place.store)
     assert (copy["snapshot_id"], copy["store_id"]) == (snapshot, place.store)
 
+    more = (await up.call("addS3", accesskey=place.s3.access_key, secretkey=secret, endpoint=place.s3.endpoint, bucket=place.bucket))["imagestore"]
+    assert (more["providername"], more["scope"]) == ("S3", "REGION")
+    assert {each["id"] for each in (await up.call("listS3s"))["imagestore"]} == {place.store, more["id"]}
+    assert {row["id"] for row in await up.table("s3")} == {place.store, more["id"]}
+    assert await up.call("deleteImageStore", id=more["id"]) == {"success": True}
+
     [old] = await up.table("s3")
     assert (old["id"], old["access_key"], old["bucket"], old["end_point"]) == (
         place.store, place.s3.access_key, place.bucket, place.s3.endpoint)

@@ -16,6 +16,8 @@ from handlers.image_store import SHOWN
 from handlers.survey import Survey
 from schema.codec import encode
 from schema.ids import zone_named
+from schema.image_store import CreateStagingStore
+from schema.job import CancelJob
 from schema.zone import ZoneCreated
 from tests.support.system import FakeSystem
 
@@ -205,6 +207,26 @@ async def test_a_staging_store_in_use_is_not_deleted(it: Operator) -> None:
 ])
 async def test_what_cannot_stage(it: Operator, parameters: dict[str, str], named: str) -> None:
     assert named in await it.refused("createSecondaryStagingStore", **parameters)
+
+
+async def test_a_staging_store_that_fails_its_test_leaves_nothing(it: Operator) -> None:
+    """Its name is free, nothing is listed, and no counter or claim is left; cancelled too."""
+    cloud = it.system.cloud
+    for end in ("fail", "cancel"):
+        job = await cloud.send(CreateStagingStore(url="nfs://filer/scratch", zone_id=cloud.zone_id))
+        [order] = await cloud.open_orders()
+        if end == "fail":
+            await cloud.fail(order)
+        else:
+            await cloud.send(CancelJob(job_id=job))
+            await cloud.stop(order)
+        assert await cloud.ends(job) == [f"job.{end}ed" if end == "fail" else "job.cancelled"]
+        assert await cloud.store.claims() == {}
+        assert await it.ok("listSecondaryStagingStores") == {}
+    made = (await it.ok("createSecondaryStagingStore", url="nfs://filer/scratch", zoneid=it.zone))["secondarystorage"]["id"]
+    assert "already named" in await it.refused("createSecondaryStagingStore", url="nfs://filer/scratch", zoneid=it.zone)
+    await it.ok("deleteSecondaryStagingStore", id=made)
+    assert await cloud.store.claims() == {} and {value for value, _ in (await cloud.store.counters()).values()} == {0}
 
 
 # --- deprecated names ---

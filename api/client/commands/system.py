@@ -45,7 +45,8 @@ class SystemCommands(Calling):
         self, *, name: str | None = None, category: str | None = None, group: str | None = None, keyword: str | None = None,
         pagesize: int | None = None,
     ) -> Listing[Configuration]:
-        """Lists settings and fixed limits, secrets left out. They are changed in the environment (STOREBUS_...).
+        """Lists the settings of the API's process and fixed limits, secrets left out. They are changed in the environment
+        (STOREBUS_...), and each role reads its own.
 
         name: the name; category: the category; group: the same as category; keyword: part of the name; pagesize: items of a
         page; -1 without page: everything

@@ -65,6 +65,8 @@ class Cluster:
             "STOREBUS_API_PORT": str(self.port), "STOREBUS_FAILPOINTS": failpoints, "STOREBUS_AGENT_NAME": "host",
             "STOREBUS_DOWNLOAD_ALLOW": self.allow, "STOREBUS_PRIMARY_PATH": str(self.base / "primary"),
         }
+        if (self.base / "machines").is_dir():
+            environment["STOREBUS_AGENT_MACHINES"] = str(self.base / "machines")
         serve = ["agent", "--role", role] if role in ("storage", "kvm") else [role]
         with (self.base / f"{role}.log").open("ab") as log:
             self.processes[role] = subprocess.Popen(

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from schema.agent import (
+    AdoptImage,
     AttachDisk,
     CreateDisk,
     DeleteDisk,
     DeleteImages,
     DetachDisk,
+    DisownImage,
     DropSnapshot,
     FetchImage,
     ResizeDisk,
@@ -35,6 +37,8 @@ def cleaning(order: Order) -> Order | None:
             return DeleteDisk.model_validate(about | {"primary": order.primary, "volume_id": order.volume_id})
         case TakeSnapshot():
             return DropSnapshot.model_validate(about | {"disk": order.disk, "tag": order.tag})
+        case AdoptImage():
+            return DisownImage.model_validate(about | {"store": order.store, "key": order.key, "thing_id": order.thing_id})
         case ResizeDisk():
             return order.model_copy(update={"virtual_size": order.disk.virtual_size, "shrink": True})
         case AttachDisk():

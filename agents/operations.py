@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from agents.adoption import adopt, disown
 from agents.hypervisors.base import ChangeTracking, Resizable
 from agents.image_stores.base import Measured
 from agents.image_stores.links import make_link, revoke_link, sweep_links
@@ -27,6 +28,7 @@ from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
 from bus.grant_sealing import answer_to, seal_to
 from schema.agent import (
+    AdoptImage,
     AttachDisk,
     ClosePrimary,
     CreateDisk,
@@ -36,6 +38,7 @@ from schema.agent import (
     DiskAttached,
     DiskCreated,
     DiskResized,
+    DisownImage,
     DropSnapshot,
     FetchImage,
     ImageResult,
@@ -83,6 +86,19 @@ async def fetch_image(order: FetchImage, tools: Toolbox, secrets: Secrets, progr
     """A URL into the store, by the motion that was planned."""
     done: ImageResult = await find(order.motion, FETCH)(order, "", tools, secrets, progress)
     return done
+
+
+async def adopt_image(order: AdoptImage, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
+    """An object where it lies, by the download's gate."""
+    async with tools.store(order.store, secrets) as store:
+        return ImageResult(image=await adopt(order, store, progress))
+
+
+async def disown_image(order: DisownImage, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """It is nobody's again."""
+    async with tools.store(order.store, secrets) as store:
+        await disown(store, order.key, str(order.thing_id))
+    return Result()
 
 
 async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
@@ -274,6 +290,8 @@ async def drop_snapshot(order: DropSnapshot, tools: Toolbox, secrets: Secrets, p
 OPERATIONS: dict[type[Order], Operation] = {
     TestImageStore: check_store,
     FetchImage: fetch_image,
+    AdoptImage: adopt_image,
+    DisownImage: disown_image,
     DeleteImages: delete_images,
     ScrubObjects: scrub_objects,
     MakeLink: give_link,

@@ -199,7 +199,7 @@ class Edge:
             raise absent("job", job_id, "customjobid")
         who: dict[str, Any] = {"principal": principal.name} | ({} if owner == ROOT_OWNER else {"owner": owner})
         if command.for_account:
-            values |= {"accountid": owner.account_id, "owner": owner}
+            values |= {"accountid": owner.account_id, "owner": owner, "role": principal.role}
         elif command.command is AddAccountToProject:
             values["accountid"] = await self.ownership.member(command, values, principal)
         elif command.command is not None and issubclass(command.command, PermitTemplate):

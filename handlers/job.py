@@ -34,7 +34,7 @@ from schema.job import (
 )
 from schema.message import Event, Order
 from schema.motion import MotionPlan
-from schema.scrub import QuarantineCopy, owner_of
+from schema.scrub import KINDS, QuarantineCopy, owner_of
 
 WATCH_S = 15.0
 """Seconds after which an order without a final report is sent again: that is how its agent is asked."""
@@ -258,7 +258,7 @@ class Engine:
     def _quarantine(self, failure: Failure) -> None:
         """An object that was found damaged while it was read is read by nobody else: a job of its own sees to that."""
         owner = owner_of(failure.damage.object) if failure.damage is not None else None
-        if owner is None or failure.damage is None:
+        if owner is None or owner[0] not in KINDS or failure.damage is None:
             return
         context, job = self.context, self.job
         context.out.submissions.append((derive(context.job_id, f"quarantine/{job.step}.{job.attempt}"), QuarantineCopy(

@@ -23,7 +23,7 @@ from schema.ids import derive
 from schema.image import StoreSpec
 from schema.link import EndLink, LinkAsked, LinkEnded, LinkGiven, LinkNotGiven, OpenLink
 from schema.message import Command, Event, Order
-from schema.scrub import owner_of
+from schema.scrub import KINDS, owner_of
 from schema.volume_copy import DropVolumeCopy
 
 TIMER = "timer.link"
@@ -175,7 +175,7 @@ class OpenLinkFlow:
         assert isinstance(command, OpenLink)
         store = image_store.known(context, command.store_id)
         owner = owner_of(command.object_key)
-        state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None else None
+        state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None and owner[0] in KINDS else None
         copy = copy_of(state, command.object_key)
         if owner is None or copy is None or state is None or state.status not in HELD or copy.image.store_id != command.store_id:
             raise BadParameter(f"{command.object_key[:200]!r} is nobody's copy in this store", field="object_key",

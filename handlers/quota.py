@@ -13,6 +13,7 @@ from uuid import UUID
 
 from schema.failure import Refused
 from schema.identity import ROOT_OWNER, Owner
+from schema.image import UNPLACED
 
 RESOURCES = ("volume", "snapshot", "template", "primary_storage", "secondary_storage")
 """What is limited; the last two in bytes."""
@@ -42,9 +43,12 @@ def weights(noun: str, state: Any) -> dict[str, int]:
         return {}
     match noun:
         case "volume":
-            gone = state.status in ("Failed", "Expunged") or (state.status == "Expunging" and state.disk is None)
+            kept = {"secondary_storage": state.counted}
+            if state.status in ("Failed", "Expunged") or (
+                    state.status == "Expunging" and state.disk is None and state.image is None):
+                return kept
             size = max(state.size, *state.resizing) if state.resizing else state.size
-            return {} if gone else {"volume": 1, "primary_storage": size}
+            return kept | {"volume": 1, "primary_storage": 0 if state.primary == UNPLACED else size}
         case "snapshot":
             there = state.status not in ("Error", "Destroying", "Destroyed", "Hidden")
             return {"snapshot": int(there), "secondary_storage": 0 if state.status == "Destroyed" else state.counted}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from schema import scrub, snapshot, template, volume_copy
+from schema import scrub, snapshot, template, volume_copy, volume_upload
 from schema.message import Message
 from schema.scrub import ScrubTarget
 
@@ -23,7 +23,8 @@ TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapsho
          "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
          "template.quarantine_lifted", "template.copy_requested", "template.copy_ready", "template.copy_failed",
          "template.copy_delete_requested", "template.copy_deleted", "volume_copy.requested", "volume_copy.failed",
-         "volume_copy.deleted", "scrub.started", "scrub.ended", "scrub.stopped")
+         "volume_copy.deleted", "volume.upload_requested", "volume.upload_failed", "volume.image_dropped", "scrub.started",
+         "scrub.ended", "scrub.stopped")
 """Event types that it is folded from."""
 MOST = 400
 """Objects of one scrub: what an order can name."""
@@ -37,7 +38,7 @@ class Resident:
     """What keeps a store from being deleted."""
 
     kind: str
-    """template, snapshot, hidden snapshot, volume_copy."""
+    """template, snapshot, hidden snapshot, volume, volume_copy."""
     id: UUID
     name: str
 
@@ -64,8 +65,8 @@ class Survey:
     copies: dict[str, Copy] = field(default_factory=dict)
     """By key."""
     coming: dict[Thing, set[UUID]] = field(default_factory=dict)
-    """Things of which an object is being written, and where; copies of volumes for as long as they live, which is as short as
-    their links."""
+    """Things of which an object is being written, and where; uploaded volumes until they have a disk, and copies of
+    volumes until their links end."""
     names: dict[Thing, str] = field(default_factory=dict)
     """Of what rests somewhere or is coming: its name when it was made."""
     hidden: set[Thing] = field(default_factory=set)
@@ -95,6 +96,11 @@ class Survey:
             case volume_copy.VolumeCopyFailed() | volume_copy.VolumeCopyDeleted():
                 self.coming.pop(("volume_copy", event.copy_id), None)
                 self._gone(("volume_copy", event.copy_id))
+            case volume_upload.VolumeUploadRequested():
+                self._comes(("volume", event.volume_id), event.store_id, event.name)
+            case volume_upload.VolumeUploadFailed() | volume_upload.VolumeImageDropped():
+                self.coming.pop(("volume", event.volume_id), None)
+                self._gone(("volume", event.volume_id))
             case snapshot.SnapshotRequested():
                 self._comes(("snapshot", event.snapshot_id), event.store_id, event.name)
             case template.TemplateRegistered():

@@ -31,6 +31,7 @@ from handlers import (
     volume_destroy,
     volume_extract,
     volume_resize,
+    volume_upload,
     zone,
 )
 from handlers.decider import Evolve, Flow
@@ -47,6 +48,7 @@ FLOWS: dict[type[Command], Flow] = (
     | volume_destroy.FLOWS
     | volume_extract.FLOWS
     | volume_resize.FLOWS
+    | volume_upload.FLOWS
     | offering.FLOWS
     | snapshot.FLOWS
     | scrub.FLOWS

@@ -19,7 +19,7 @@ from schema.failure import BadParameter, Failure
 from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.ids import stream as thing_stream
-from schema.image import GIB, DiskRef, ImageRef, PrimarySpec
+from schema.image import GIB, UNPLACED, DiskRef, ImageRef, PrimarySpec
 from schema.message import Command, Event, Order
 from schema.motion import MotionPlan
 from schema.volume import (
@@ -51,11 +51,29 @@ from schema.volume_attach import (
     VolumeDetachFailed,
     VolumeDetachStarted,
 )
+from schema.volume_upload import (
+    VolumeImageDropped,
+    VolumeNotPlaced,
+    VolumePlacing,
+    VolumeUploaded,
+    VolumeUploadFailed,
+    VolumeUploadRequested,
+)
 
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("", VolumeRequested.TYPE): "Creating",
     ("Creating", VolumeReady.TYPE): "Ready",
     ("Creating", VolumeFailed.TYPE): "Failed",
+    ("", VolumeUploadRequested.TYPE): "UploadOp",
+    ("UploadOp", VolumeUploaded.TYPE): "Uploaded",
+    ("UploadOp", VolumeUploadFailed.TYPE): "Failed",
+    ("Uploaded", VolumeUploadFailed.TYPE): "Failed",  # it was there before the cancel was seen, and was taken back
+    ("Uploaded", VolumeRenamed.TYPE): "Uploaded",
+    ("Uploaded", VolumeUpdated.TYPE): "Uploaded",
+    ("Uploaded", VolumePlacing.TYPE): "Copying",
+    ("Copying", VolumeReady.TYPE): "Ready",
+    ("Copying", VolumeNotPlaced.TYPE): "Uploaded",
+    ("Uploaded", VolumeDeleteRequested.TYPE): "Expunging",
     ("Ready", VolumeRenamed.TYPE): "Ready",
     ("Snapshotting", VolumeRenamed.TYPE): "Snapshotting",
     ("Ready", VolumeSnapshotStarted.TYPE): "Snapshotting",
@@ -113,6 +131,13 @@ class VolumeState:
     """The job that destroyed it last."""
     resizing: tuple[int, int] | None = None
     """While it is resized: the bytes that it had, and those that it shall have."""
+    image: ImageRef | None = None
+    """What it has in an image store: an uploaded one, until its disk is there."""
+    image_store: UUID | None = None
+    adopted: str = ""
+    """The key of its object, where that was taken where it lay: the bytes are others'."""
+    counted: int = 0
+    """Bytes by which it is counted on its image store: reserved until it is Uploaded."""
     head: UUID | None = None
     """The snapshot backed up last: the disk records what changes since."""
     reverted: UUID | None = None
@@ -125,9 +150,15 @@ class VolumeState:
 
 def evolve(state: VolumeState | None, event: Event) -> VolumeState:
     """The volume after `event`."""
+    if isinstance(event, VolumeImageDropped) and state is not None:  # whatever is done with the volume meanwhile
+        return replace(state, image=None, counted=0)
     status = TRANSITIONS.get((state.status if state else "", event.TYPE))
     if status is None:
         raise IllegalTransition(state.status if state else "absent", event)
+    if isinstance(event, VolumeUploadRequested):
+        return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id, primary=UNPLACED,
+                           job_id=event.job_id, owner=event.owner, offering=event.disk_offering_id, image_store=event.store_id,
+                           adopted=event.adopted, counted=event.reserved)
     if isinstance(event, VolumeRequested):
         return VolumeState(status=status, id=event.volume_id, name=event.name, zone_id=event.zone_id,
                            primary=event.primary, job_id=event.job_id, owner=event.owner,
@@ -138,6 +169,14 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
             return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
         case VolumeRenamed():
             return replace(state, status=status, name=event.name)
+        case VolumeUploaded():
+            return replace(state, status=status, image=event.image, counted=event.counted, size=event.image.virtual_size)
+        case VolumeUploadFailed():
+            return replace(state, status=status, image=None, counted=0)
+        case VolumePlacing():
+            return replace(state, status=status, primary=event.primary)
+        case VolumeNotPlaced():
+            return replace(state, status=status, primary=UNPLACED)
         case VolumeUpdated():
             return replace(state, status=status, protected=state.protected if event.delete_protection is None
                            else event.delete_protection)
@@ -187,7 +226,8 @@ def known(context: Context, volume_id: UUID, field: str = "id") -> VolumeState:
 def idle(state: VolumeState, field: str = "id") -> None:
     """Raises BadParameter unless the volume is Ready, nothing works on it, and no machine has it."""
     if state.status != "Ready":
-        raise BadParameter(f"the volume is {state.status}, not Ready", field=field, remedy="wait for its job to end")
+        raise BadParameter(f"the volume is {state.status}, not Ready", field=field, remedy=(
+            "placeVolume brings it to a primary store" if state.status == "Uploaded" else "wait for its job to end"))
     if state.busy is not None:
         raise BadParameter(f"there is other active snapshot task on the volume: {state.busy}", field=field,
                            remedy="try again when it has ended")

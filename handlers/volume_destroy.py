@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers import later, primary_store, snapshot_policy
+from handlers import later, primary_store, snapshot_policy, volume_upload
 from handlers.decider import Context, Flow, Step
 from handlers.job import result_of
 from handlers.volume import VolumeState, idle, known, stream
@@ -45,10 +45,11 @@ def unprotected(state: VolumeState) -> None:
 class _Expunge:
     """What every way to a volume's end shares: its bytes, and the counters."""
 
-    subject, placed, cancellable = "volume", False, False
+    subject, placed, cancellable = "volume", True, False  # an image store may be concerned
 
     def __init__(self) -> None:
-        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),)
+        self.steps = (Step(name="delete", order=self._delete, attempts=100_000),
+                      Step(name="delete-image", order=self._delete_image, attempts=100_000))
 
     def streams(self, job_id: UUID, command: Any) -> list[str]:
         """The volume, and its policies of snapshots."""
@@ -73,6 +74,10 @@ class _Expunge:
                           reply_key=context.command.key(context.job_id), primary=state.primary, volume_id=state.id,
                           path=state.disk.path)
 
+    def _delete_image(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        state: VolumeState | None = context.state(stream(self._id(context)))
+        return volume_upload.remove(context, state, work_id, attempt) if state and state.status == "Expunging" else None
+
     def _id(self, context: Context) -> UUID:
         command: Any = context.command
         volume_id: UUID = command.id
@@ -85,6 +90,7 @@ class _Expunge:
             return
         if state.disk is not None:
             context.count(primary_store.volumes(state.primary.id), -1)
+        volume_upload.dropped(context, state)
         context.emit(stream(state.id), VolumeDeleted(volume_id=state.id))
         snapshot_policy.drop_all(context, state.id)
 
@@ -99,7 +105,7 @@ class DeleteFlow(_Expunge):
         """Idle, destroyed or failed."""
         state = self.state(context)
         unprotected(state)
-        if state.status not in ("Failed", "Destroy"):
+        if state.status not in ("Failed", "Destroy", "Uploaded"):
             idle(state)
         self.begin(context)
 
@@ -120,7 +126,10 @@ class DestroyFlow(_Expunge):
         if state.status == "Destroy" and not command.expunge:
             raise BadParameter("the volume is destroyed already", field="id",
                                remedy="expunge=true ends it, recoverVolume recovers it")
-        if state.status not in ("Failed", "Destroy"):
+        if state.status == "Uploaded" and not command.expunge:
+            raise BadParameter("an uploaded volume has no disk yet, and cannot be recovered", field="expunge",
+                               remedy="expunge=true, or deleteVolume")
+        if state.status not in ("Failed", "Destroy", "Uploaded"):
             idle(state)
         if command.expunge or state.status == "Failed":
             self.begin(context)

@@ -22,6 +22,7 @@ from schema import (
     volume,
     volume_attach,
     volume_copy,
+    volume_upload,
     zone,
 )
 from schema.codec import canonical, decode, encode
@@ -31,5 +32,5 @@ __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
     "agent", "backup_provider", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine",
     "motion", "offering", "primary_store", "resource_tag", "scrub", "snapshot", "snapshot_policy",
-    "template", "volume", "volume_attach", "volume_copy", "zone",
+    "template", "volume", "volume_attach", "volume_copy", "volume_upload", "zone",
 ]

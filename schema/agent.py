@@ -107,6 +107,28 @@ class FetchImage(Order, type="order.fetch_image"):
     """The strategy that the plan chose."""
 
 
+class AdoptImage(Order, type="order.adopt_image"):
+    """Look at an object that lies in the store already, as a download is looked at, and write a manifest beside it. Its bytes are
+    only read. Reports an ImageResult."""
+
+    store: StoreSpec
+    key: str
+    format: ImageFormat
+    checksum: str = ""
+    kind: str
+    thing_id: UUID
+    max_bytes: int
+    max_virtual_size: int
+
+
+class DisownImage(Order, type="order.disown_image"):
+    """Delete the manifest that AdoptImage wrote for this thing; the object stays. An absent one counts as deleted."""
+
+    store: StoreSpec
+    key: str
+    thing_id: UUID
+
+
 class DeleteImages(Order, type="order.delete_images"):
     """Delete objects with their manifests and any unfinished multipart upload of them. Absent ones count as deleted."""
 

@@ -70,6 +70,10 @@ class PrimarySpec(Frozen):
     """The agent that reaches it."""
 
 
+UNPLACED = PrimarySpec(id=UUID(int=0), name="", kind="", path="", zone_id=UUID(int=0), agent="")
+"""The primary store of a volume that has no disk yet."""
+
+
 class DiskRef(Frozen):
     """A volume's disk on its primary store."""
 

@@ -12,7 +12,7 @@ from schema.message import Command, Event
 
 KINDS = ("template", "snapshot")
 """Things whose bytes rest in image stores, and that are scrubbed."""
-HELD = (*KINDS, "volume_copy")
+HELD = (*KINDS, "volume_copy", "volume")
 """Those that objects there belong to."""
 MARK_BYTES = 6
 """Of a key's mark: two of a million objects have the same with a chance of one in 500."""

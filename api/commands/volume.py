@@ -8,8 +8,22 @@ from uuid import UUID
 
 from api.api_command import DETAILS, ID, IDS, NAME, OWNER, TAGS, ZONE, ApiCommand, Mode, Type, derived, listing, parameter
 from api.commands.extract import EXTRACT
+from schema.identity import Role
 from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, RecoverVolume, ResizeVolume, UpdateVolume
 from schema.volume_copy import ExtractVolume
+from schema.volume_upload import PlaceVolume, UploadVolume
+
+UPLOAD = tuple(replace(each, name="imagestoreuuid" if each.name == "imagestoreid" else each.name)
+               for each in derived(UploadVolume, texts={
+                   "imagestoreid": "the UUID of the image store in which it is to rest", "adopt": "set by the role"})
+               if each.name != "adopt")
+
+
+def _upload(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
+    fields = {each.name: each.field for each in UPLOAD if each.field}
+    found = {fields[name]: value for name, value in values.items() if name in fields}
+    return {**found, "adopt": values["role"] is Role.ADMIN}
+
 
 TEXTS = {"deleteprotection": "true: it is neither destroyed nor deleted",
          "shrinkok": "true: it may become smaller, where what is cut off holds nothing",
@@ -49,6 +63,16 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="updateVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=UpdateVolume, now=True,
         parameters=derived(UpdateVolume, texts=TEXTS), related="listVolumes",
         description="Renames a volume, protects it from deletion, shows or hides it."),
+    ApiCommand(
+        name="uploadVolume", mode=Mode.CREATE, item="volume", noun="volume", command=UploadVolume, prepare=_upload,
+        for_account=True, parameters=(*UPLOAD, *OWNER), related="listVolumes",
+        description="Takes an image in as a volume: for root admins an object of a registered image store (s3://bucket/key, "
+                    "swift://container/key, nfs://host/path, the store's own endpoint) where it lies; any other http(s) URL is "
+                    "fetched."),
+    ApiCommand(
+        name="placeVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=PlaceVolume, parameters=derived(PlaceVolume),
+        related="listVolumes",
+        description="Brings an uploaded volume to a primary store: before that it is not attached (extension)."),
     ApiCommand(
         name="extractVolume", mode=Mode.ASYNC, item="volume", noun="volume", command=ExtractVolume,
         parameters=derived(ExtractVolume, texts=EXTRACT | {"zoneid": "the UUID of the volume's zone"}),

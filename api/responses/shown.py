@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 
 
 PENDING = frozenset({"Testing", "Registering", "Creating", "BackingUp", "Deleting", "Destroying", "Expunging",
-                     "Resizing", "RevertSnapshotting", "Attaching", "Detaching"})
+                     "Resizing", "RevertSnapshotting", "Attaching", "Detaching",
+                     "UploadOp", "Copying"})
 """States of a thing whose job goes on: lists attach the job's id to it."""
 
 

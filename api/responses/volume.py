@@ -27,10 +27,12 @@ def volume(row: Row, names: Names) -> dict[str, Any]:
     source = names.templates.get(row.get("template_id") or "")
     chosen = names.offerings.get(row.get("disk_offering_id") or "")
     return filled(
-        id=row["id"], name=row["name"], state=row["state"], status=row.get("error"), type=row.get("type") or "DATADISK",
+        id=row["id"], name=row["name"], state=row["state"], type=row.get("type") or "DATADISK",
+        status="Upload Complete" if row["state"] == "Uploaded" else row.get("error"),
         size=row["size"], physicalsize=row.get("physical_size"), virtualsize=row["size"], created=when(row["created"]),
         zoneid=row["zone_id"], zonename=name_of(names.zones, row["zone_id"]), **owned(row),
-        storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"], storagetype="local",
+        storage=name_of(names.primaries, row["primary_id"]), storageid=row["primary_id"],
+        storagetype="local" if row["primary_id"] else None,
         provisioningtype="thin", templateid=row.get("template_id"),
         templatename=source["name"] if source else None,
         templatedisplaytext=(source["display_text"] or source["name"]) if source else None,

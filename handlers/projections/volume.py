@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from handlers.projections import volume_upload
 from handlers.projections.columns import Change, owned
 from schema import volume, volume_attach
 
@@ -72,4 +73,4 @@ def fold(event: Any, at: str) -> Iterator[Change]:
         case volume.VolumeDeleted():
             yield "volume", key, {"state": "Expunged"}
         case _:
-            pass
+            yield from volume_upload.fold(event, at)

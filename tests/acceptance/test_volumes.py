@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from agents.hypervisors.kvm import KvmHypervisor
 from api.verify import verify_all
 from tests.acceptance.conftest import Place
+from tests.support.attacks import Qcow2
 from tests.support.images import MIB, img
 from tests.support.up import Refusal
 
@@ -84,3 +87,42 @@ async def test_the_life_of_a_volume(place: Place, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="no volume has the id"):
         await place.up.call("recoverVolume", id=volume)
     assert await verify_all(place.up.dsn) == []
+
+
+async def test_an_upload_from_a_store_and_from_the_web(place: Place, tmp_path: Path) -> None:
+    """An object of the bucket is taken where it lies and stays; a URL is fetched; both become disks, and nothing else is left."""
+    before = place.objects()
+    raw, image = tmp_path / "raw", tmp_path / "image.qcow2"
+    raw.write_bytes(random.Random(8).randbytes(3 * MIB) + bytes(5 * MIB))
+    img("convert", "-f", "raw", "-O", "qcow2", str(raw), str(image))
+    with contextlib.closing(place.s3.client()) as client:
+        client.put_object(Bucket=place.bucket, Key="theirs/disk image.qcow2", Body=image.read_bytes())
+        client.put_object(Bucket=place.bucket, Key="theirs/evil.qcow2", Body=Qcow2(backing=b"/etc/passwd").body())
+    theirs = {"theirs/disk image.qcow2", "theirs/evil.qcow2"}
+    where = {"zoneid": place.zone, "format": "QCOW2"}
+    _, refused = await place.up.done("uploadVolume", name="evil", url=f"s3://{place.bucket}/theirs/evil.qcow2", **where)
+    assert refused["jobstatus"] == 2 and "not safe" in refused["jobresult"]["errortext"], refused
+    assert place.objects() == before | theirs
+    url = f"{place.s3.endpoint}/{place.bucket}/theirs/disk%20image.qcow2"
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    adopted, job = await place.up.done("uploadVolume", name="adopted", url=url, checksum=f"{{SHA-256}}{digest}", **where)
+    assert (job["jobresult"]["volume"]["state"], job["jobresult"]["volume"]["status"]) == ("Uploaded", "Upload Complete")
+    assert place.objects() == before | theirs | {"theirs/disk image.qcow2.manifest.json"}
+    _, twice = await place.up.done("uploadVolume", name="twice", url=url, **where)
+    assert "volume's already" in twice["jobresult"]["errortext"]
+    fetched_id, job = await place.up.done("uploadVolume", name="fetched", url=place.web.url("image"), **where)
+    assert job["jobresult"]["volume"]["state"] == "Uploaded" and len(place.objects()) > len(before) + 3
+    for volume in (adopted, fetched_id):
+        _, job = await place.up.done("placeVolume", id=volume)
+        assert job["jobresult"]["volume"]["state"] == "Ready"
+    disk = place.up.data / "primary" / (await place.up.call("listVolumes", id=adopted))["volume"][0]["path"]
+    img("check", "-f", "qcow2", str(disk))
+    img("compare", "-f", "raw", "-F", "qcow2", str(raw), str(disk))
+    for _ in range(200):  # what they had in the store goes by jobs of their own
+        if place.objects() == before | theirs:
+            break
+        await asyncio.sleep(0.1)
+    assert place.objects() == before | theirs
+    for volume in (adopted, fetched_id):
+        await place.up.call("deleteVolume", id=volume)
+    assert not disk.exists() and await verify_all(place.up.dsn) == []

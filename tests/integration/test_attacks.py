@@ -15,13 +15,14 @@ import pytest
 
 from agents import qemu as programs
 from agents import sandbox
+from agents.adoption import adopt
 from agents.download import fetch
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.memory import MemoryImageStore, bucket
 from agents.motion.delta import read_chain
 from agents.motion.direct import write_image
 from agents.url_guard import UrlGuard, parse_allow
-from schema.agent import FetchImage
+from schema.agent import AdoptImage, FetchImage
 from schema.failure import BadParameter, Failed
 from schema.image import ImageFormat, StoreSpec
 from tests.services.http_files import HttpFiles, http_files
@@ -88,6 +89,37 @@ async def test_every_attack_is_refused_and_touches_nothing(attacks: dict[str, At
     assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
     assert peak() - before < MEMORY
     assert all(asked.endswith("/image") for asked, _ in files.asked)
+
+
+async def adopted(attack: Attack) -> str:
+    """As `download`, of an object that lies in a store already. It stays as it was, and nothing is written beside it."""
+    where = f"memory://{uuid4()}"
+    store = MemoryImageStore(bucket(where))
+    await store.put("theirs/image", attack.body)
+    order = AdoptImage(
+        job_id=UUID(int=2), work_id=UUID(int=3), agent="a", reply_key="k", format=attack.declared, key="theirs/image", kind="volume",
+        store=StoreSpec(id=UUID(int=1), name="m", provider="memory", url=where, prefix="inst"), thing_id=UUID(int=4),
+        max_bytes=CAP, max_virtual_size=1 << 40)
+    try:
+        await adopt(order, store, lambda *_: None)
+    except BadParameter as refused:
+        assert refused.failure.field in ("url", "format")
+        assert [info.key async for info in store.list("")] == ["theirs/image"], "something is left"
+        assert await store.read("theirs/image", 0, len(attack.body) + 1) == attack.body
+        return refused.failure.text
+    return ""
+
+
+async def test_every_attack_that_lies_in_a_store_is_refused_where_it_lies(attacks: dict[str, Attack], aim: Target) -> None:
+    before, wrong = forget_peak(), {}
+    aim.touched()
+    for name, attack in attacks.items():
+        said = await adopted(attack)
+        if not said or not re.search(attack.words, said) or aim.touched():
+            wrong[name] = said or "TAKEN"
+    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+    assert peak() - before < MEMORY
+    assert await adopted(Attack(Qcow2().body(), ImageFormat.QCOW2, "")) == ""
 
 
 async def test_what_is_honest_is_taken(files: HttpFiles) -> None:

@@ -17,6 +17,7 @@ from bus.transport import Address, WireMessage
 from handlers.agent import create_zone, proof
 from handlers.runtime import Runtime
 from schema.agent import (
+    AdoptImage,
     AgentHello,
     CancelWork,
     CreateDisk,
@@ -209,7 +210,7 @@ class Cloud:
 def result_of(order: Order) -> dict[str, Any]:
     """What the agent answers to a completed order."""
     match order:
-        case FetchImage() | WriteSnapshot():
+        case FetchImage() | WriteSnapshot() | AdoptImage():
             image = ImageRef(store_id=order.store.id, key=order.key, format=ImageFormat.QCOW2, virtual_size=GIB,
                              physical_size=1000, root="00",
                              parent=order.parent.key if isinstance(order, WriteSnapshot) and order.parent else "")

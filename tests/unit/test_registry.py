@@ -48,7 +48,7 @@ def test_every_command_message_can_be_called() -> None:
     messages = {each.TYPE for each in REGISTRY.values() if issubclass(each, Command)}
     assert messages - set(registry.BY_TYPE) == {
         "snapshot.backup", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
-        "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop"}
+        "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop", "volume.drop_image"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

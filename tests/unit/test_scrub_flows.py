@@ -281,7 +281,7 @@ async def test_a_large_store_is_looked_over_in_slices_and_an_order_stays_small()
 def test_the_owner_of_a_key() -> None:
     thing = uuid4()
     assert owner_of(f"inst/snapshot/{thing}/w.1.qcow2") == ("snapshot", thing)
-    for key in ("", "inst/probe/x", f"inst/volume/{thing}/w", "inst/snapshot/../w.1.qcow2", f"a/inst/snapshot/{thing}/w"):
+    for key in ("", "inst/probe/x", f"inst/machine/{thing}/w", "inst/snapshot/../w.1.qcow2", f"a/inst/snapshot/{thing}/w"):
         assert owner_of(key) is None
 
 

@@ -88,6 +88,41 @@ class VolumeCommands(Calling):
         })
         return answer
 
+    async def upload_volume(
+        self, *, url: str, name: str, zoneid: UUID | str, format: Literal["qcow2", "raw", "iso"], checksum: str | None = None,
+        imagestoreuuid: UUID | str | None = None, diskofferingid: UUID | str | None = None,
+        customjobid: UUID | str | None = None, account: str | None = None, domainid: UUID | str | None = None,
+        projectid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Takes an image in as a volume: for root admins an object of a registered image store (s3://bucket/key,
+        swift://container/key, nfs://host/path, the store's own endpoint) where it lies; any other http(s) URL is fetched.
+
+        url: the URL; name: the name; zoneid: the UUID of the zone; format: QCOW2 or RAW; checksum: {SHA-256}hex, {MD5}hex,
+        ...; a bare hex digest is MD5; imagestoreuuid: the UUID of the image store in which it is to rest; diskofferingid: the
+        UUID of the disk offering; customjobid: the id of the job: sending the same command again with it is the same job;
+        account: the account's name; it is in the domain domainid; domainid: the UUID of the domain; the caller's own when it
+        is left out; projectid: the UUID of the project; -1 in lists: every project
+        """
+        answer: Job[Volume] = await self._start("uploadVolume", "volume", {
+            "url": url, "name": name, "zoneid": zoneid, "format": format, "checksum": checksum,
+            "imagestoreuuid": imagestoreuuid, "diskofferingid": diskofferingid, "customjobid": customjobid,
+            "account": account, "domainid": domainid, "projectid": projectid,
+        })
+        return answer
+
+    async def place_volume(
+        self, *, id: UUID | str, storageid: UUID | str | None = None, customjobid: UUID | str | None = None,
+    ) -> Job[Volume]:
+        """Brings an uploaded volume to a primary store: before that it is not attached (extension).
+
+        id: the UUID of the thing; storageid: the UUID of the primary store; customjobid: the id of the job: sending the same
+        command again with it is the same job
+        """
+        answer: Job[Volume] = await self._start("placeVolume", "volume", {
+            "id": id, "storageid": storageid, "customjobid": customjobid,
+        })
+        return answer
+
     async def extract_volume(
         self, *, id: UUID | str, zoneid: UUID | str, mode: str, lifetime: int | None = None,
         customjobid: UUID | str | None = None,

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from agents import qemu
+from agents.hypervisors.base import GRANULARITY, Untracked
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.machine import SOCKET, Attached, Machine
 from agents.machine_keeper import MachineKeeper
@@ -124,6 +125,31 @@ async def test_what_a_dead_agent_began_is_completed_or_taken_back(
         assert await disks(machine) == {} and machine.attached() == []
         assert not [each for each in await ask(machine, "query-named-block-nodes", flat=True) if each["node-name"][0] in "fd"]
         img("check", "-q", "-f", "qcow2", f"{primary.path}/{ref.path}")
+
+
+async def test_what_a_machine_wrote_is_in_the_next_delta_or_the_next_backup_is_full(
+        tmp_path: Path, kept: MachineKeeper, primary: PrimarySpec) -> None:
+    """The record of changes goes with the disk into the machine and out of it; where the machine was killed it is not believed."""
+    machine, ref, kvm = await one(kept), disk(primary), KvmHypervisor()
+    path = f"{primary.path}/{ref.path}"
+    await kvm.track(path, "sb-since")
+    await do(AttachDisk, ref, tmp_path, device_id=1)
+    await write(machine, ref.volume_id, 0x11, 3 << 20, 4096)
+    await do(DetachDisk, ref, tmp_path)
+    assert [(each.offset, each.length) for each in await kvm.changed(path, "sb-since")] == [(3 << 20, GRANULARITY)]
+    await do(AttachDisk, ref, tmp_path, device_id=1)
+    await one(kept, run=False)  # an orderly end writes it down too
+    await one(kept)
+    await write(machine, ref.volume_id, 0x22, 5 << 20, 4096)
+    await do(DetachDisk, ref, tmp_path)
+    assert [each.offset for each in await kvm.changed(path, "sb-since")] == [3 << 20, 5 << 20]
+    await do(AttachDisk, ref, tmp_path, device_id=1)
+    await write(machine, ref.volume_id, 0x33, 6 << 20, 4096)
+    await killed(machine)
+    await kept.look()
+    await do(DetachDisk, ref, tmp_path)
+    with pytest.raises(Untracked, match="was not closed"):
+        await kvm.changed(path, "sb-since")
 
 
 async def test_what_cannot_be_attached_leaves_nothing(tmp_path: Path, kept: MachineKeeper, primary: PrimarySpec) -> None:

@@ -288,3 +288,17 @@ async def test_whatever_agents_do_each_job_ends_once_and_counters_equal_live_thi
     assert live == sum(1 for state in states if state is not None and state.status in ("Ready", "BackedUp"))
     assert live <= len(types) and len(gone) >= 0
     assert await cloud.store.timers() == {}
+
+
+async def test_what_another_process_wrote_is_looked_at_before_a_refusal() -> None:
+    """A process that remembers a volume as it was does not refuse by that what the log allows now."""
+    cloud = await Cloud.start()
+    other = await cloud.another()
+    made = await cloud.send(CreateVolume(name="v", size=1))
+    volume = derive(made, "volume")
+    early = await other.send(DeleteVolume(id=volume))
+    assert await cloud.ends(early) == ["job.failed"]  # it is Creating, and remembered so
+    await cloud.settle()
+    late = await other.send(DeleteVolume(id=volume))
+    await cloud.settle()
+    assert await cloud.ends(late) == ["job.completed"]

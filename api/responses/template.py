@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from api.responses.shown import OWNED, PENDING, Names, Row, Show, filled, name_of, owned, pending, percent, tags, when
+from schema.os_type import NAMES as OS_NAMES
 
 TEMPLATE = {
     "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
     "isextractable": "boolean", "isready": "boolean", "crossZones": "boolean", "created": "date", "removed": "date",
     "passwordenabled": "boolean", "sshkeyenabled": "boolean", "requireshvm": "boolean", "bootable": "boolean",
     "isdynamicallyscalable": "boolean", "format": "string", "hypervisor": "string", "arch": "string", "bits": "integer",
-    "ostypeid": "string", "templatetype": "string", "templatetag": "string", "sortkey": "integer", "status": "string",
-    "size": "long", "physicalsize": "long", "checksum": "string", "url": "string", "zoneid": "string", "zonename": "string",
-    **OWNED, "details": "map", "downloaddetails": "list", "directdownload": "boolean", "deployasis": "boolean",
-    "tags": "list", "jobid": "string", "jobstatus": "integer", "copyjob": "string", "copied": "integer"}
+    "ostypeid": "string", "ostypename": "string", "templatetype": "string", "templatetag": "string", "sortkey": "integer",
+    "status": "string", "size": "long", "physicalsize": "long", "checksum": "string", "url": "string", "zoneid": "string",
+    "zonename": "string", **OWNED, "details": "map", "downloaddetails": "list", "directdownload": "boolean",
+    "deployasis": "boolean", "tags": "list", "jobid": "string", "jobstatus": "integer", "copyjob": "string", "copied": "integer"}
 FIELDS: dict[str, dict[str, str]] = {
     "template": TEMPLATE, "iso": TEMPLATE,
     "templatepermission": {"id": "string", "ispublic": "boolean", "domainid": "string", "account": "list", "projectids": "list"},
@@ -76,6 +77,7 @@ def template(row: Row, names: Names) -> dict[str, Any]:
         requireshvm=bool(row["requires_hvm"]), bootable=bool(row["bootable"]),
         isdynamicallyscalable=bool(row["dynamically_scalable"]), format=str(row["format"]).upper(),
         hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"],
+        ostypename=OS_NAMES.get(row["os_type_id"] or ""),
         templatetype=row["template_type"], templatetag=row["template_tag"], sortkey=row["sort_key"],
         status=template_status(row, names), size=row.get("size"), physicalsize=row.get("physical_size"),
         checksum=row["checksum"], url=row["url"], zoneid=zone,

@@ -12,6 +12,7 @@ from handlers.decider import Context
 from handlers.resource_tag import MOST_TAGS, put, stream
 from schema.failure import BadParameter
 from schema.identity import ROOT_OWNER
+from schema.os_type import os_type_id
 from schema.resource_tag import CreateTags, DeleteTags
 from tests.support.system import FakeSystem
 from tests.unit.test_access import CHANGES, PEOPLE, SEES, World, world
@@ -102,6 +103,22 @@ async def test_every_kind_of_thing_is_tagged(api: Caller) -> None:
         assert (await api.ok(command, **more, **{"tags[0].key": name, "tags[0].value": "x"}))["count"] == 1
         assert name in {each["key"] for each in (await api.ok(command, **more))[item][0]["tags"]}
         assert await api.ok(command, **more, **{"tags[0].key": name, "tags[0].value": "y"}) == {}
+
+
+async def test_an_iso_is_tagged_as_one_and_a_template_says_its_system(api: Caller) -> None:
+    async with api.system.working():
+        await api.ok("addImageStore", provider="s3", **{"details[0].key": "bucket", "details[0].value": "b"})
+    ubuntu = os_type_id("Ubuntu 24.04 LTS")
+    iso = (await api.ok("registerIso", name="cd", displaytext="cd", url="http://x/y.iso", zoneid=-1, ostypeid=ubuntu))["iso"][0]["id"]
+    await api.system.cloud.submissions()
+    await api.system.cloud.settle()
+    await api.ok("createTags", resourceids=iso, resourcetype="iso", **tags(boot="yes"))
+    [shown] = (await api.ok("listIsos", isofilter="all", **tags(boot="yes")))["iso"]
+    assert (shown["id"], shown["ostypename"], [(each["key"], each["resourcetype"]) for each in shown["tags"]]) == (
+        iso, "Ubuntu 24.04 LTS", [("boot", "ISO")])
+    assert await api.ok("listIsos", isofilter="all", **tags(boot="no")) == {}
+    assert [each["resourcetype"] for each in (await api.ok("listTags", resourcetype="ISO"))["tag"]] == ["ISO"]
+    assert await api.ok("listTags", resourcetype="Template") == {}
 
 
 @pytest.mark.parametrize(("command", "parameters", "code", "named"), [

@@ -28,6 +28,7 @@ class Template(TypedDict, total=False):
     arch: str
     bits: int
     ostypeid: str
+    ostypename: str
     templatetype: str
     templatetag: str
     sortkey: int
@@ -79,6 +80,7 @@ class Iso(TypedDict, total=False):
     arch: str
     bits: int
     ostypeid: str
+    ostypename: str
     templatetype: str
     templatetag: str
     sortkey: int

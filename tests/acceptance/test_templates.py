@@ -20,8 +20,8 @@ from api.demo_s3 import SeaweedFS
 from api.verify import verify_all
 from tests.services.http_files import HttpFiles
 from tests.services.s3_proxy import S3Proxy
+from tests.support.images import iso
 from tests.support.up import Refusal, Up
-from tests.unit.test_inspection import iso
 
 pytestmark = pytest.mark.needs_qemu
 MIB = 1 << 20

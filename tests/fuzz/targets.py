@@ -36,6 +36,7 @@ from schema.failure import BadParameter, Malformed, WorkFailed
 from schema.image import ImageFormat, Manifest
 from schema.message import REGISTRY
 from tests.support.attacks import Qcow2
+from tests.support.images import iso
 
 LOOP = asyncio.new_event_loop()
 READ_MAX = 64 << 20
@@ -154,6 +155,7 @@ def _targets() -> dict[str, Target]:
     return {
         "inspection of qcow2": Target(_inspect(ImageFormat.QCOW2), bad, qcow2 + other, [b"QFI\xfb", b"DATA", b"\x7f\x10\xda\xbe"]),
         "inspection of raw": Target(_inspect(ImageFormat.RAW), bad, other + qcow2, [b"QFI\xfb", b"version=1\n", b"# x\n", b"koly"]),
+        "inspection of iso": Target(_inspect(ImageFormat.ISO), bad, [iso(18), iso(18, head=bytes(510) + b"\x55\xaa"), *other], [b"CD001", b"QFI\xfb", b"\xff"]),
         "qcow2 header": Target(lambda data: qcow2_header.prove_sound(data[:qcow2_header.FRONT]), bad, qcow2),
         "qcow2 tables": Target(_walk, (BadParameter, WorkFailed), qcow2),
         "delta tables": Target(_delta, (WorkFailed,), [_own([Extent(offset=0, length=CLUSTER, zero=False)]), _own([], zeros=[(1, 3)], backing=b"parent")]),

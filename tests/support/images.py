@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,3 +52,17 @@ async def put_image(store: ImageStore, body: bytes, image_format: ImageFormat, v
         virtual_size=virtual_size, physical_size=len(body), part_size=part, parts=digests, root=root,
         created=datetime.now(UTC).isoformat()))
     return ImageRef(store_id=uuid4(), key=key, format=image_format, virtual_size=virtual_size, physical_size=len(body), root=root)
+
+
+def iso(sectors: int = 64, *, head: bytes = b"") -> bytes:
+    """An ISO 9660 image with its primary volume descriptor and no more; `head` is in the system area, which is the image's own."""
+    descriptor = bytearray(2048)
+    descriptor[:7] = b"\x01CD001\x01"
+    struct.pack_into("<I", descriptor, 80, sectors)
+    struct.pack_into(">I", descriptor, 84, sectors)
+    struct.pack_into("<H", descriptor, 128, 2048)
+    struct.pack_into(">H", descriptor, 130, 2048)
+    body = bytearray(sectors * 2048)
+    body[16 * 2048:17 * 2048] = descriptor
+    body[:len(head)] = head
+    return bytes(body)

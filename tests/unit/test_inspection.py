@@ -15,6 +15,7 @@ import pytest
 from agents.inspection import Inspection
 from schema.failure import BadParameter
 from schema.image import ImageFormat
+from tests.support.images import iso
 
 QCOW2, RAW = ImageFormat.QCOW2, ImageFormat.RAW
 CAP = 1 << 40
@@ -224,20 +225,6 @@ class TestQemusOwn:
             pytest.skip(f"this qemu-img does not write {form}")
         for declared in (RAW, QCOW2):
             assert refusal(made, declared).failure.field in ("format", "url")
-
-
-def iso(sectors: int = 64, *, head: bytes = b"") -> bytes:
-    """An ISO 9660 image with its primary volume descriptor and no more; `head` is in the system area, which is the image's own."""
-    descriptor = bytearray(2048)
-    descriptor[:7] = b"\x01CD001\x01"
-    struct.pack_into("<I", descriptor, 80, sectors)
-    struct.pack_into(">I", descriptor, 84, sectors)
-    struct.pack_into("<H", descriptor, 128, 2048)
-    struct.pack_into(">H", descriptor, 130, 2048)
-    body = bytearray(sectors * 2048)
-    body[16 * 2048:17 * 2048] = descriptor
-    body[:len(head)] = head
-    return bytes(body)
 
 
 @pytest.mark.parametrize("data", [iso(), iso(1024), iso(head=b"\x33\xed" + bytes(508) + b"\x55\xaa"), iso() + bytes(100)])

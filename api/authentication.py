@@ -120,6 +120,12 @@ class Authentication:
         return Principal(user_id=UUID(row["id"]), name=row["name"], role=Role(row["role"]),
                          owner=resource_of("user", row).owner, projects=projects)
 
+    async def again(self, parameters: Mapping[str, str], cookies: Mapping[str, str]) -> Principal:
+        """Whose the key or the session is now, of a request that was let in before. Raises Unauthorized."""
+        if key := value_of(parameters, "apikey"):
+            return (await self._user("api_key", key)).principal
+        return (await self._user("id", self._session(parameters, cookies).user_id)).principal
+
     def known(self, parameters: Mapping[str, str], cookies: Mapping[str, str]) -> str:
         """The user whose the request's key or session was lately, or empty: telling costs nothing and proves nothing."""
         if key := value_of(parameters, "apikey"):

@@ -1,4 +1,4 @@
-"""HTTP: `/client/api` in CloudStack's envelopes, JSON or XML, and the probes `/livez`, `/readyz` and `/metrics`.
+"""HTTP: `/client/api` in CloudStack's envelopes, JSON or XML, `/events`, and the probes `/livez`, `/readyz` and `/metrics`.
 
 Owns what a request may be: who may send it (Host, Origin, keys, how often), and in which form it is answered. Refuses to know
 commands (all of that is the edge's) and sockets (`api.listener`). A listener without authentication, like CloudStack's
@@ -13,12 +13,13 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import deprecation
@@ -26,6 +27,7 @@ from api.access import SYSTEM, Principal
 from api.answers.system import VERSION
 from api.authentication import Authentication
 from api.edge import Answer, Edge, refusal
+from api.event_stream import EventStreams, wanted
 from api.flood import UNLIMITED, Buckets, Rate, TooMany, Turns, hold
 from api.metrics import Metrics, ready
 from api.request import read_parameters
@@ -144,6 +146,12 @@ class Door:
         self._users.take(str(principal.user_id))
         return principal
 
+    async def again(self, parameters: Mapping[str, str], cookies: Mapping[str, str]) -> Principal:
+        """Whoever was let in, as it is now. Raises Unauthorized when its key or session is worth nothing any more."""
+        if self._authentication is None:
+            return SYSTEM
+        return await self._authentication.again(parameters, cookies)
+
     async def _authenticated(self, authentication: Authentication, parameters: Mapping[str, str], sent: Mapping[str, str],
                              address: str) -> tuple[Answer, dict[str, str]]:
         match value_of(parameters, "command").lower():
@@ -196,6 +204,25 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
                                 secure=request.url.scheme == "https", max_age=None if value else 0)
         return response
 
+    streams = EventStreams(edge.system.store)
+
+    async def events(request: Request) -> Response:
+        parameters: dict[str, str] = {}
+        try:
+            await read_parameters(request, parameters)
+            if request.method != "GET":
+                raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET")
+            principal = await door.principal(parameters, request.cookies, request.client.host if request.client else "")
+            asked = await wanted(edge.system.store, parameters, request.headers.get("last-event-id", ""))
+            told = await streams.read(asked, principal, partial(door.again, parameters, request.cookies))
+        except TooMany as failed:
+            await hold()
+            response = answered(refusal(failed.failure))
+            response.headers["Retry-After"] = str(failed.retry_s)
+            return response
+        return StreamingResponse(told, media_type="text/event-stream", headers={"Cache-Control": "no-store",
+                                                                                "X-Accel-Buffering": "no"})
+
     async def livez(request: Request) -> Response:
         return json_response(200, {"live": True})
 
@@ -219,10 +246,13 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
         return check
 
     every = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"]
-    return Starlette(routes=[
+    app = Starlette(routes=[
+        Route("/events", guarded(events), methods=every),
         Route("/client/api", guarded(client_api), methods=every), Route("/livez", guarded(livez)),
         Route("/readyz", guarded(readyz)), Route("/metrics", guarded(scrape)),
     ], exception_handlers={404: _no_such_page})
+    app.state.streams = streams
+    return app
 
 
 async def _no_such_page(request: Request, error: Exception) -> Response:

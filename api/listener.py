@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.authentication import Authentication
 from api.edge import Edge
+from api.event_stream import EventStreams
 from api.flood import UNLIMITED, Rate
 from api.http import Checks, make_app
 from schema.failure import BadParameter
@@ -141,6 +142,7 @@ class HttpListener:
         self.url = f"http://{_reachable(address[0])}:{address[1]}"
         app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback,
                        checks=self._checks, authentication=self._authentication, rate=self._rate)
+        self._streams: EventStreams = app.state.streams
         config = uvicorn.Config(
             Bounded(app), http=Protocol, h11_max_incomplete_event_size=MAX_HEAD, log_config=None, access_log=False,
             server_header=False, lifespan="off", ws="none", limit_concurrency=MAX_CONNECTIONS,
@@ -157,6 +159,7 @@ class HttpListener:
         """Finish the requests in hand, bounded, and stop listening."""
         if self._server is None or self._task is None:
             return
+        self._streams.close()
         self._server.should_exit = True
         try:
             await asyncio.wait_for(asyncio.shield(self._task), CLOSE_S + 2)

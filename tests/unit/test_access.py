@@ -6,6 +6,7 @@ The tree: ROOT (admin) - a (domain admin da, resource admin ra, users u and v) -
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from api.access import SYSTEM, Principal, Resource, Use, authorize, reach, resource_of, resource_of_row
 from api.api_command import Type
 from api.edge import Answer, Edge
+from api.event_stream import EventStreams, wanted
 from api.ownership import FREE, OWNED, ROOT_ONLY, THINGS
 from api.registry import COMMANDS, Mode, find
 from handlers.agent import proof
@@ -149,6 +151,32 @@ async def test_the_log_says_whose_each_event_is(made: World, person: str) -> Non
             assert authorize(made.who[person], action, resource_of_row(json.loads(row.meta)), Use.SEE) == (person == "root")
     assert told >= {made.things["volume", each] for each in SEES[person]}
     assert not told & {made.things["volume", each] for each in set(PEOPLE) - SEES[person]}
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+async def test_the_stream_and_the_history_tell_what_one_may_see(made: World, person: str) -> None:
+    """Both of them, against the volumes of each: neither one more nor one less."""
+    asked = await wanted(made.system.store, {"types": "volume.*,job.*,zone.*,image_store.*"}, "0")
+    streams, seen, whole = EventStreams(made.system.store), set(), set()
+
+    async def again() -> Principal:
+        return made.who[person]
+
+    reading = await streams.read(asked, made.who[person], again)
+    with contextlib.suppress(TimeoutError):
+        while True:  # until nothing more comes
+            text = (await asyncio.wait_for(anext(reading), 0.5)).decode()
+            if "data: " in text:
+                seen.add(json.loads(text.split("data: ")[1])["stream"])
+    for each in PEOPLE:
+        whole |= {f"volume-{made.things['volume', each]}", f"job-{made.things['job', each]}"}
+    assert seen & whole == {f"{table}-{made.things[table, each]}" for each in SEES[person] for table in ("volume", "job")}
+    assert any(stream.startswith(("zone-", "image_store-")) for stream in seen) == (person == "root")
+    told = (await made.ok(person, "listEvents", listall="true", type="SNAPSHOT.CREATE", state="Completed"))["event"]
+    assert {each["resourceid"] for each in told} == {made.things["snapshot", each] for each in SEES[person]}
+    for other in PEOPLE:
+        one = await made.ok(person, "listEvents", listall="true", resourceid=made.things["snapshot", other])
+        assert bool(one) == (other in SEES[person])
 
 
 @pytest.mark.parametrize("person", PEOPLE)

@@ -111,6 +111,8 @@ class ApiCommand:
     """Of a list: what its rows have in common, column -> value."""
     deprecated: str = ""
     """The name of the command that replaces it: callers are told (`api.deprecation`)."""
+    since: str = ""
+    """The release of CloudStack that brought it, where that is not the oldest one; empty for extensions too."""
 
     @property
     def envelope(self) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from api import profiles, registry
-from api.api_command import ApiCommand, Mode, Parameter, Type
+from api.api_command import ApiCommand, Parameter, Type
 from api.cli_target import settings, target
 from api.client.connection import Connection
 from api.output import plain
-from api.ownership import THINGS
+from api.related import lister, table_of
 from schema.failure import Failed, Unsupported
 
 ASK_S = 1.5
@@ -26,8 +26,6 @@ MOST = 200
 """Things that are offered."""
 CALLS = frozenset({"call", "plan", "publish"})
 """Commands whose words are an API command and its parameters."""
-TABLES = {"storageid": "primary_store", "storeid": "image_store", "imagestoreid": "image_store"}
-"""Parameters whose table is not in their name."""
 NAMED = {"provider": ("listStorageProviders", {"type": "image"}, "name"), "account": ("listAccounts", {}, "name")}
 """Parameters whose value is a name: the list that has it, and its field."""
 ASKED = {"listTemplates": {"templatefilter": "executable"}, "listIsos": {"isofilter": "executable"},
@@ -177,38 +175,24 @@ def _values(command: ApiCommand, parameter: Parameter, line: list[str]) -> Itera
         yield from _things(table_of(command, parameter.name), line)
 
 
-def table_of(command: ApiCommand, name: str) -> str:
-    """The read table of the things that a parameter names; empty when there is none."""
-    if name in ("id", "ids"):
-        return command.noun
-    if name in THINGS:
-        return THINGS[name][0]
-    if name in TABLES:
-        return TABLES[name]
-    thing = name.removesuffix("s").removesuffix("id")
-    lists = [each for each in registry.COMMANDS if each.mode is Mode.LIST and each.noun and each.item]
-    return max((each for each in lists if thing.endswith(each.item)), key=lambda each: len(each.item)).noun if any(
-        thing.endswith(each.item) for each in lists) else ""
-
-
 def _things(table: str, line: list[str]) -> Iterator[Word]:
     """The things of a table: their ids, with their names."""
-    lister = next((each for each in registry.COMMANDS if each.mode is Mode.LIST and each.noun == table), None) if table else None
-    if lister is None:
+    found = lister(table)
+    if found is None:
         return
-    for each in _ask(lister, {}, line):
+    for each in _ask(found, {}, line):
         thing_id = each.get("id") or each.get("jobid")
         if thing_id:
             text = each.get("name") or each.get("username") or each.get("displaytext") or each.get("cmd") or ""
             yield Word(str(thing_id), " ".join(str(part) for part in (text, each.get("state") or "") if part))
 
 
-def _ask(lister: ApiCommand, asked: dict[str, str], line: list[str]) -> list[dict[str, Any]]:
+def _ask(asked_of: ApiCommand, asked: dict[str, str], line: list[str]) -> list[dict[str, Any]]:
     """The first page of a list; nothing from an API that is away, slow, or of another mind."""
-    given = {**ASKED.get(lister.name, {}), **asked}
-    if lister.parameter("pagesize") is not None:
+    given = {**ASKED.get(asked_of.name, {}), **asked}
+    if asked_of.parameter("pagesize") is not None:
         given |= {"page": "1", "pagesize": str(MOST)}
-    if lister.parameter("listall") is not None:
+    if asked_of.parameter("listall") is not None:
         given["listall"] = "true"
 
     async def ask() -> dict[str, Any]:
@@ -216,10 +200,10 @@ def _ask(lister: ApiCommand, asked: dict[str, str], line: list[str]) -> list[dic
         where = target(settings(data_dir=Path(data_dir) if data_dir else None), url=_given(line, "--api-url"),
                        profile=_given(line, "--profile"))
         async with asyncio.timeout(ASK_S), Connection(where, timeout_s=ASK_S, patience_s=0) as connection:
-            return await connection.ask(lister.name, given)
+            return await connection.ask(asked_of.name, given)
 
     try:
-        return list(asyncio.run(ask()).get(lister.item, []))[:MOST]
+        return list(asyncio.run(ask()).get(asked_of.item, []))[:MOST]
     except (Failed, TimeoutError, OSError):
         return []
 
@@ -255,4 +239,4 @@ def answer(shell: str, line: str, *, several: bool = True) -> str:
                    for each in found)
 
 
-__all__ = ["Word", "answer", "split", "table_of", "words"]
+__all__ = ["Word", "answer", "split", "words"]

@@ -166,6 +166,9 @@ class Edge:
             return await self.lists.answer(command, values, principal)
         if command.command is not None:
             return await self._write(command, values, principal)
+        if command.name not in answers.ANSWERS:
+            raise Unsupported(f"{command.name} is for listeners with identity: this one knows no users", field="command",
+                              remedy="ask without keys, or set STOREBUS_IDENTITY")
         return await answers.ANSWERS[command.name](self.lists, command, values, principal)
 
     async def job(self, job_id: UUID) -> dict[str, Any]:

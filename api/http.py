@@ -30,10 +30,11 @@ from api.edge import Answer, Edge, refusal
 from api.event_stream import EventStreams, wanted
 from api.flood import UNLIMITED, Buckets, Rate, TooMany, Turns, hold
 from api.metrics import Metrics, ready
+from api.openapi import text as openapi_text
 from api.request import read_parameters
 from api.signature import Unauthorized, value_of
 from api.xml import XML_TYPE, rendered
-from schema.failure import Denied, Failed, Failure, Malformed
+from schema.failure import BadParameter, Denied, Failed, Failure, Malformed
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,10 @@ class Door:
         """(answer, cookies to set). Fills in `parameters` as they are read. Raises Failed for what never reaches a command."""
         address = request.client.host if request.client else ""
         await read_parameters(request, parameters)
+        if named := request.path_params.get("command"):  # /client/api/listZones, as the OpenAPI document has it
+            if value_of(parameters, "command"):
+                raise BadParameter("given twice", field="command", remedy="name it in the path or as a parameter")
+            parameters["command"] = str(named)
         if request.method not in ("GET", "POST"):
             raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET or POST")
         if self._authentication is None:
@@ -233,6 +238,9 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
     async def scrape(request: Request) -> Response:
         return Response(await counted.text(edge.system), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def openapi(request: Request) -> Response:
+        return Response(openapi_text(), media_type="application/json", headers={"Cache-Control": "no-store"})
+
     def guarded(endpoint: Endpoint) -> Endpoint:
         async def check(request: Request) -> Response:
             try:
@@ -247,7 +255,8 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
 
     every = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"]
     app = Starlette(routes=[
-        Route("/events", guarded(events), methods=every),
+        Route("/events", guarded(events), methods=every), Route("/openapi.json", guarded(openapi), methods=["GET"]),
+        Route("/client/api/{command}", guarded(client_api), methods=every),
         Route("/client/api", guarded(client_api), methods=every), Route("/livez", guarded(livez)),
         Route("/readyz", guarded(readyz)), Route("/metrics", guarded(scrape)),
     ], exception_handlers={404: _no_such_page})

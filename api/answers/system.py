@@ -9,6 +9,7 @@ from api import registry
 from api.access import Principal, authorize
 from api.listing import Listed, Lists, Special, page_of
 from api.registry import ApiCommand
+from api.related import related
 from api.responses import FIELDS
 from schema.failure import BadParameter
 from schema.identity import Role
@@ -78,11 +79,12 @@ def describe(command: ApiCommand) -> dict[str, Any]:
     if command.is_async:
         more["jobid"] = "string"
     deprecated = {"deprecated": True, "replacement": command.deprecated} if command.deprecated else {}
+    since = {"since": command.since} if command.since else {}
     return {
         "name": command.name, "description": command.description, "isasync": command.is_async,
-        "related": command.related, "roles": list(command.roles), **deprecated,
+        "related": command.related, "roles": list(command.roles), **since, **deprecated,
         "params": [{"name": each.name, "description": each.description, "type": str(each.type), "length": each.length,
-                    "required": each.required, "related": ""} for each in command.parameters],
+                    "required": each.required, "related": related(command, each)} for each in command.parameters],
         "response": [{"name": name, "description": name, "type": kind} for name, kind in {**fields, **more}.items()]}
 
 

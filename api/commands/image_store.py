@@ -43,17 +43,18 @@ def _staging_store(values: dict[str, Any], job_id: UUID) -> dict[str, Any]:
 
 COMMANDS: tuple[ApiCommand, ...] = (
     ApiCommand(
-        name="addImageStore", mode=Mode.SYNC, item="imagestore", noun="image_store", command=AddImageStore, roles=ADMIN,
+        name="addImageStore", since="4.2.0", mode=Mode.SYNC, item="imagestore", noun="image_store", command=AddImageStore,
+        roles=ADMIN,
         parameters=derived(AddImageStore, aliases=STORE_ALIASES), related="listImageStores",
         description="Tests an image store step by step and opens it for templates and snapshots."),
     ApiCommand(
-        name="addImageStoreS3", mode=Mode.SYNC, item="imagestore", noun="image_store", command=AddImageStore,
+        name="addImageStoreS3", since="4.7.0", mode=Mode.SYNC, item="imagestore", noun="image_store", command=AddImageStore,
         roles=ADMIN, prepare=s3_store, related="listImageStores",
         parameters=(*(parameter(name, required=True) for name in S3_KEYS),
                     *(parameter(name, kind) for name, kind in S3_SETTINGS), JOB_ID),
         description="addImageStore for the provider S3, with its settings as parameters."),
     ApiCommand(
-        name="listImageStores", mode=Mode.LIST, item="imagestore", noun="image_store", roles=ADMIN,
+        name="listImageStores", since="4.2.0", mode=Mode.LIST, item="imagestore", noun="image_store", roles=ADMIN,
         parameters=listing(ID, parameter("name", aliases=("storename",)), parameter("protocol"),
                            parameter("provider", aliases=("providername",)), ZONE, parameter("readonly", Type.BOOLEAN)),
         filters={"id": "id", "name": "name", "protocol": "protocol", "provider": "provider", "zoneid": "zone_id",
@@ -61,11 +62,12 @@ COMMANDS: tuple[ApiCommand, ...] = (
         fixed={"role": IMAGE},
         description="Lists image stores."),
     ApiCommand(
-        name="updateImageStore", mode=Mode.SYNC, item="imagestore", noun="image_store", command=UpdateImageStore,
+        name="updateImageStore", since="4.15.0", mode=Mode.SYNC, item="imagestore", noun="image_store", command=UpdateImageStore,
         roles=ADMIN, now=True, parameters=derived(UpdateImageStore), related="listImageStores",
         description="Renames an image store, makes it read-only, or limits what may rest on it."),
     ApiCommand(
-        name="deleteImageStore", mode=Mode.SYNC, noun="image_store", command=DeleteImageStore, roles=ADMIN, now=True,
+        name="deleteImageStore", since="4.2.0", mode=Mode.SYNC, noun="image_store", command=DeleteImageStore, roles=ADMIN,
+        now=True,
         parameters=derived(DeleteImageStore), related="listImageStores",
         description="Deletes an image store on which nothing rests."),
     ApiCommand(
@@ -73,19 +75,20 @@ COMMANDS: tuple[ApiCommand, ...] = (
         parameters=derived(ScrubStore), related="listImageStores",
         description="Reads a share of an image store's objects again and compares them with what was written (extension)."),
     ApiCommand(
-        name="createSecondaryStagingStore", mode=Mode.SYNC, item="secondarystorage", noun="image_store",
+        name="createSecondaryStagingStore", since="4.2.0", mode=Mode.SYNC, item="secondarystorage", noun="image_store",
         command=CreateStagingStore, roles=ADMIN, parameters=(parameter("url", required=True), *(each for each in derived(
             CreateStagingStore, aliases=STORE_ALIASES) if each.name not in ("url", "name"))),
         prepare=_staging_store, related="listSecondaryStagingStores",
         description="Tests a staging store step by step and opens it for what is on its way through its zone."),
     ApiCommand(
-        name="listSecondaryStagingStores", mode=Mode.LIST, item="imagestore", noun="image_store", roles=ADMIN,
+        name="listSecondaryStagingStores", since="4.2.0", mode=Mode.LIST, item="imagestore", noun="image_store", roles=ADMIN,
         parameters=listing(ID, parameter("name", aliases=("storename",)), parameter("protocol"),
                            parameter("provider", aliases=("providername",)), ZONE),
         filters={"id": "id", "name": "name", "protocol": "protocol", "provider": "provider", "zoneid": "zone_id"},
         fixed={"role": STAGING}, description="Lists staging stores."),
     ApiCommand(
-        name="deleteSecondaryStagingStore", mode=Mode.SYNC, noun="image_store", command=DeleteStagingStore, roles=ADMIN, now=True,
+        name="deleteSecondaryStagingStore", since="4.2.0", mode=Mode.SYNC, noun="image_store",
+        command=DeleteStagingStore, roles=ADMIN, now=True,
         parameters=derived(DeleteStagingStore), related="listSecondaryStagingStores",
         description="Deletes a staging store that nobody uses."),
     ApiCommand(

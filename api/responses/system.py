@@ -20,5 +20,5 @@ FIELDS: dict[str, dict[str, str]] = {
         "isdynamic": "boolean"},
     "api": {
         "name": "string", "description": "string", "isasync": "boolean", "related": "string", "params": "list",
-        "response": "list", "roles": "list", "deprecated": "boolean", "replacement": "string"},
+        "response": "list", "roles": "list", "deprecated": "boolean", "replacement": "string", "since": "string"},
 }

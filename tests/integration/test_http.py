@@ -368,6 +368,21 @@ async def test_what_is_not_asked_for_in_json_is_xml(cloud: Api) -> None:
         assert refused.findtext("errortext") and refused.findtext("cserrorcode")
 
 
+async def test_a_listener_without_identity_has_no_logins(api: Api) -> None:
+    for command, given in (("login", {"username": "a", "password": "b"}), ("logout", {})):
+        status, key, error = await api.ask(command, **given)
+        assert (status, key) == (432, "errorresponse") and "identity" in error["errortext"]
+
+
+async def test_a_command_may_be_named_in_the_path(api: Api) -> None:
+    async with api.http.get(f"{api.url}/client/api/listZones?response=json") as answer:
+        assert (await answer.json())["listzonesresponse"]["count"] == 1
+    async with api.http.get(f"{api.url}/client/api/listZones?Command=listZones&response=json") as answer:
+        assert answer.status == 431
+    async with api.http.get(f"{api.url}/openapi.json") as answer:
+        assert "/client/api/listZones" in (await answer.json())["paths"]
+
+
 async def test_metrics_count_requests(api: Api) -> None:
     await api.ok("listZones")
     await api.refused("canary")

@@ -69,3 +69,4 @@ class Api(TypedDict, total=False):
     roles: list[Any]
     deprecated: bool
     replacement: str
+    since: str

@@ -33,6 +33,7 @@ from bus.scheduler import Scheduler
 from bus.transport import Delivery, Transport
 from bus.transport import progress as progress_address
 from handlers.agent import create_zone
+from handlers.cloudstack_events import CloudStackRelay
 from handlers.founding import found
 from handlers.grants import SERVICE, Grants
 from handlers.projector import Projector
@@ -81,6 +82,8 @@ async def log_role(parts: Parts, running: Roles) -> None:
     store, transport, member = parts.store, parts.transport, parts.member
     running.run("relay-work", Relay(store, transport, "work", holder=member).run())
     running.run("relay-events", Relay(store, transport, "events", holder=member).run())
+    if parts.settings.cloudstack_events and transport.durable:
+        running.run("relay-cloudstack", CloudStackRelay(store, transport, holder=member).run())
     running.run("scheduler", Scheduler(store, transport, holder=member).run())
     model = await PostgresReadModel.connect(parts.dsn, role="storebus_projector")
     running.at_stop(model.aclose)

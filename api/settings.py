@@ -78,6 +78,8 @@ class Settings(BaseSettings):
                                         "transfers together; 0: no limit.")
     amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "
                             "the broker lets in, in the tenant root (with identity: none).")
+    cloudstack_events: bool = Field(False, description="Publish CloudStack's own events too: to the exchange cloudstack-events, "
+                                    "with CloudStack's routing keys and bodies.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")
     log_format: str = Field("text", description="text or json.")
     failpoints: str = Field("", description="For fault tests: name=kill,name=raise,name=sleep:S at named places of the code.")

@@ -27,8 +27,9 @@ from schema.ids import partition
 
 log = logging.getLogger(__name__)
 
-Lane = Literal["work", "events"]
-KINDS: dict[Lane, frozenset[str]] = {"work": frozenset({"command", "order"}), "events": frozenset({"event"})}
+Lane = Literal["work", "events", "facts"]
+KINDS: dict[Lane, frozenset[str]] = {"work": frozenset({"command", "order"}), "events": frozenset({"event"}),
+                                     "facts": frozenset({"event", "command"})}
 WINDOW = 512
 """Publishes without a confirm."""
 SAVE_S = 0.2

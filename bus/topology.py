@@ -13,9 +13,11 @@ from bus.transport import Address
 from schema.ids import PARTITIONS
 
 COMMANDS, WORK, ORDERS, EVENTS = "storebus.commands", "storebus.work", "storebus.orders", "storebus.events"
+CLOUDSTACK = "cloudstack-events"
+"""CloudStack's name of its event exchange."""
 PROGRESS, DEAD, LOST = "storebus.progress", "storebus.dead", "storebus.lost"
 EXCHANGES = {COMMANDS: "topic", WORK: "direct", ORDERS: "direct", EVENTS: "topic", PROGRESS: "fanout", DEAD: "fanout",
-             LOST: "fanout"}
+             LOST: "fanout", CLOUDSTACK: "topic"}
 """Name -> type; all durable."""
 
 QUORUM: dict[str, Any] = {
@@ -104,6 +106,8 @@ def target(address: Address) -> tuple[str, str, bool]:
             return COMMANDS, address.name, True
         case "events":
             return EVENTS, address.name, False  # no subscriber is normal
+        case "cloudstack":
+            return CLOUDSTACK, address.name, False  # nor is one here
         case "progress":
             return PROGRESS, "", False
         case "call":

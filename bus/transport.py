@@ -48,6 +48,11 @@ def events(routing_key: str) -> Address:
     return Address("events", routing_key)
 
 
+def cloudstack(routing_key: str) -> Address:
+    """CloudStack's own event exchange, for who listens to it already: published to only."""
+    return Address("cloudstack", routing_key)
+
+
 def progress() -> Address:
     """Transient progress of all agents."""
     return Address("progress")

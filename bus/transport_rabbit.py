@@ -120,7 +120,7 @@ class RabbitTransport:
     async def _send(self, to: Address, message: WireMessage) -> asyncio.Future[None]:
         exchange, key, mandatory = topology.target(to)
         # Order matters within a queue; all events share a channel because one subscriber may take several keys.
-        return await self._channel(to.kind if to.kind == "events" else f"{to.kind}.{to.name}").send(
+        return await self._channel(to.kind if to.kind in ("events", "cloudstack") else f"{to.kind}.{to.name}").send(
             exchange, key, message.body, message.headers, mandatory=mandatory, durable=to.kind not in topology.TRANSIENT,
             reply_to=message.reply_to, correlation_id=message.correlation_id,
             expiration_ms=None if message.expiration_s is None else int(message.expiration_s * 1000))

@@ -105,13 +105,14 @@ class Authentication:
             raise Unauthorized
         [row] = rows
         secret = await self._system.open_secret(row["secret_key"]) if column == "api_key" else ""
-        found = _Known(await self._of(row), row, secret, time.monotonic() + REMEMBERED_S)
+        found = _Known(await self.of(row), row, secret, time.monotonic() + REMEMBERED_S)
         self._users[column, value] = found
         while len(self._users) > USERS:
             self._users.popitem(last=False)
         return found
 
-    async def _of(self, row: dict[str, Any]) -> Principal:
+    async def of(self, row: dict[str, Any]) -> Principal:
+        """A row of the table `user` as a principal."""
         members, _ = await self._system.rows("project_account", {"account_id": row["account_id"]}, limit=1000)
         projects: frozenset[UUID] = frozenset()
         if members:

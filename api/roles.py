@@ -12,12 +12,14 @@ import logging
 from uuid import UUID
 
 from api import configuration
+from api.amqp_admission import Admission, users
 from api.authentication import Authentication
 from api.bootstrap import Parts
 from api.edge import Edge
 from api.first_keys import first_keys
 from api.flood import Rate
 from api.listener import HttpListener
+from api.ownership import Ownership
 from api.process import Roles
 from api.scrub_schedule import checked_share, interval, keep_schedules
 from api.system import System
@@ -50,7 +52,7 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
     zone_id = await create_zone(runtime, parts.settings.zone)
     await found(runtime)
     consumer = PartitionConsumer(parts.store, parts.transport, runtime.handle, member=parts.member)
-    forwarder = Forwarder(parts.store, parts.transport, _identify(parts))
+    forwarder = Forwarder(parts.store, parts.transport, _identify(parts), await _admission(parts, running))
     dead_letters = DeadLetters(parts.store, parts.transport)
     server = await serve(parts.transport, SERVICE, Grants(parts.store, parts.vault))
     running.at_stop(server.aclose)
@@ -66,13 +68,27 @@ async def handlers(parts: Parts, running: Roles) -> UUID:
     return zone_id
 
 
+async def _admission(parts: Parts, running: Roles) -> Admission | None:
+    """With identity and a broker: who asks about each command whether its account may."""
+    if not (parts.settings.identity and parts.transport.durable):
+        return None
+    known = users(parts.settings.amqp_users)
+    views = await PostgresReadModel.connect(parts.dsn, role="storebus_app")
+    running.at_stop(views.aclose)
+    system = System(parts.store, parts.runtime(), views, parts.vault)
+    return Admission(system, Authentication(system), Ownership(system), known)
+
+
 def _identify(parts: Parts) -> Identify:
     """Who the broker's users are. Without a broker every command comes from this process. With identity nobody is let in who is
-    not named: what they send is not asked about account by account, so they do what a root admin may."""
+    not named; what the others may do is asked about command by command (`_admission`)."""
     if not parts.transport.durable:
         return lambda user: Principal(user or "system", "root")
+    if parts.settings.identity:
+        names = users(parts.settings.amqp_users)
+        return lambda user: Principal(names[user].rpartition("/")[2], "root") if user in names else None
     pairs = [entry.partition("=") for entry in parts.settings.amqp_users.split(",") if entry]
-    if not pairs and not parts.settings.identity:
+    if not pairs:
         return everyone
     return only({user.strip(): tenant.strip() or "root" for user, _, tenant in pairs})
 

@@ -76,8 +76,9 @@ class Settings(BaseSettings):
                                  "ended; nothing limits how long one takes that moves.")
     agent_bytes_per_second: int = Field(0, ge=0, description="Bytes a second that an agent moves to and from image stores, all "
                                         "transfers together; 0: no limit.")
-    amqp_users: str = Field("", description="The broker's users who may send commands, user=tenant,...; unset: every user "
-                            "the broker lets in, in the tenant root (with identity: none).")
+    amqp_users: str = Field("", description="The broker's users who may send commands: user=tenant,...; unset: every user the "
+                            "broker lets in, in the tenant root. With identity: user=name,... or user=domain/path/name,..., the "
+                            "account's user that each is; nobody else is let in.")
     cloudstack_events: bool = Field(False, description="Publish CloudStack's own events too: to the exchange cloudstack-events, "
                                     "with CloudStack's routing keys and bodies.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING, ERROR.")

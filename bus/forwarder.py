@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from bus.dead_letters import keep
 from bus.envelope import PREFIX, Envelope
-from bus.errors import BrokerAway, PublishUnknown, StoreAway, Unroutable
+from bus.errors import AppendUnknown, BrokerAway, PublishUnknown, StoreAway, Unroutable
 from bus.event_store import EventStore
 from bus.failpoints import hit
 from bus.sealing import clear_secrets, refuse_password_in_url
+from bus.submission import submission, submit
 from bus.transport import Consumer, Delivery, Transport, WireMessage, commands, work
-from schema.codec import decode
-from schema.failure import BadParameter, Denied, Refused
-from schema.ids import partition
+from schema.codec import decode, encode
+from schema.failure import BadParameter, Denied, Failure, Refused
+from schema.identity import Owner
+from schema.ids import derive, partition
+from schema.job import JobFailed
 from schema.message import Command
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ class Principal(NamedTuple):
     tenant: str
 
 
+Admit = Callable[[str, Command, UUID], Awaitable[Owner]]
+"""(broker's validated user, command, job id) -> whose the job is. Raises NotAdmitted."""
 Identify = Callable[[str], Principal | None]
 """Broker's validated user -> principal; None: not one of ours."""
 
@@ -57,11 +63,21 @@ def only(users: Mapping[str, str]) -> Identify:
     return lambda user: Principal(user, users[user]) if user in users else None
 
 
+class NotAdmitted(Refused):
+    """An account may not have its command done: its job ends at once with `failure`. `owner`: the account; None: nobody's."""
+
+    def __init__(self, failure: Failure, owner: Owner | None) -> None:
+        super().__init__(failure.cause, field=failure.field, remedy=failure.remedy)
+        self.failure, self.owner = failure, owner
+
+
 class Forwarder:
     """Started and stopped with its process."""
 
-    def __init__(self, store: EventStore, transport: Transport, identify: Identify = everyone) -> None:
-        self.store, self.transport, self.identify = store, transport, identify
+    def __init__(self, store: EventStore, transport: Transport, identify: Identify = everyone,
+                 admit: Admit | None = None) -> None:
+        """`admit`: asked about each command that passed; what it lets in is accepted here, in its account's name."""
+        self.store, self.transport, self.identify, self.admit = store, transport, identify, admit
         self.forwarded = self.parked = 0
         self._consumer: Consumer | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -101,7 +117,7 @@ class Forwarder:
             try:
                 await self._once(delivery)
                 return
-            except (BrokerAway, PublishUnknown, StoreAway, Unroutable) as away:
+            except (BrokerAway, PublishUnknown, StoreAway, AppendUnknown, Unroutable) as away:
                 log.warning("a command waits at the door: %s", away, extra={"action": "forwarder_waits"})
             except Exception:
                 log.exception("a command cannot be forwarded", extra={"action": "forwarder_failed"})
@@ -113,7 +129,7 @@ class Forwarder:
             pause = min(pause * 2, MAX_PAUSE_S)
 
     async def _once(self, delivery: Delivery) -> None:
-        message = delivery.message
+        message, reason = delivery.message, ""
         try:
             envelope = self.check(message)
         except Refused as refused:
@@ -121,6 +137,13 @@ class Forwarder:
         except Exception as error:  # whatever a stranger's bytes can do to a parser
             reason = f"the message cannot be read: {type(error).__name__}"
         else:
+            if self.admit is not None:
+                reason = await self._admitted(self.admit, envelope, message.user_id)
+                if not reason:
+                    self.forwarded += 1
+                    await delivery.ack()
+                    return
+        if not reason:
             await self.transport.publish(work(partition(envelope.key)), WireMessage(
                 headers=envelope.headers(), body=envelope.body))
             hit("forwarder.after_publish_before_ack")
@@ -131,6 +154,30 @@ class Forwarder:
         self.parked += 1
         log.warning("a command was refused at the door: %s", reason, extra={"action": "command_parked"})
         await delivery.ack()
+
+    async def _admitted(self, admit: Admit, envelope: Envelope, user: str) -> str:
+        """Accept the command as its account's job, or as one that ends at once with why not. Else what is wrong with its id."""
+        command = decode(envelope.type, envelope.version, envelope.body)
+        assert isinstance(command, Command)
+        refused: Failure | None = None
+        owner: Owner | None = None
+        try:
+            owner = await admit(user, command, envelope.id)
+        except NotAdmitted as no:
+            refused, owner = no.failure, no.owner
+        request = submission(command, job_id=envelope.id, principal=envelope.principal, tenant=envelope.tenant, owner=owner,
+                             kind="command" if refused is None else "event", traceparent=envelope.traceparent)
+        if refused is not None:
+            end = JobFailed(job_id=envelope.id, failure=refused)
+            row = replace(request.rows[0], kind="event", type=end.TYPE, type_version=end.VERSION, payload=encode(end),
+                          id=derive(envelope.id, "refused"), causation=envelope.id)
+            request = replace(request, rows=(*request.rows, row), set_timers=())
+            log.warning("a command was refused at the door: %s", refused.text, extra={"action": "command_refused"})
+        try:
+            await submit(self.store, request)
+        except BadParameter as taken:
+            return taken.failure.text
+        return ""
 
     def check(self, message: WireMessage) -> Envelope:
         """The envelope to send on. Raises Refused naming what is wrong."""

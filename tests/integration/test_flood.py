@@ -66,6 +66,9 @@ async def test_a_flood_from_one_key_does_not_slow_the_others() -> None:
     try:
         await up.start()
         keys, url = [], up.url
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/client/api?command=listZones&response=json") as answer:
+            assert answer.status == 401  # nobody comes in unsigned, and no other listener is open
+        assert "open_listener" not in up.log()
         for name in ("flood", "other"):
             account = await up.call("createAccount", username=name, password="p", email="a@b", firstname="A", lastname="B")
             user = await up.call("registerUserKeys", id=account["account"]["user"][0]["id"])

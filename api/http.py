@@ -211,23 +211,6 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
 
     streams = EventStreams(edge.system.store)
 
-    async def events(request: Request) -> Response:
-        parameters: dict[str, str] = {}
-        try:
-            await read_parameters(request, parameters)
-            if request.method != "GET":
-                raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET")
-            principal = await door.principal(parameters, request.cookies, request.client.host if request.client else "")
-            asked = await wanted(edge.system.store, parameters, request.headers.get("last-event-id", ""))
-            told = await streams.read(asked, principal, partial(door.again, parameters, request.cookies))
-        except TooMany as failed:
-            await hold()
-            response = answered(refusal(failed.failure))
-            response.headers["Retry-After"] = str(failed.retry_s)
-            return response
-        return StreamingResponse(told, media_type="text/event-stream", headers={"Cache-Control": "no-store",
-                                                                                "X-Accel-Buffering": "no"})
-
     async def livez(request: Request) -> Response:
         return json_response(200, {"live": True})
 
@@ -255,13 +238,33 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
 
     every = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"]
     app = Starlette(routes=[
-        Route("/events", guarded(events), methods=every), Route("/openapi.json", guarded(openapi), methods=["GET"]),
+        Route("/events", guarded(partial(event_stream, edge, door, streams)), methods=every),
+        Route("/openapi.json", guarded(openapi), methods=["GET"]),
         Route("/client/api/{command}", guarded(client_api), methods=every),
         Route("/client/api", guarded(client_api), methods=every), Route("/livez", guarded(livez)),
         Route("/readyz", guarded(readyz)), Route("/metrics", guarded(scrape)),
     ], exception_handlers={404: _no_such_page})
     app.state.streams = streams
     return app
+
+
+async def event_stream(edge: Edge, door: Door, streams: EventStreams, request: Request) -> Response:
+    """`/events`: whoever comes in reads what it may see, for as long as it may."""
+    parameters: dict[str, str] = {}
+    try:
+        await read_parameters(request, parameters)
+        if request.method != "GET":
+            raise BadMethod(f"{request.method[:16]} is not allowed", field="method", remedy="use GET")
+        principal = await door.principal(parameters, request.cookies, request.client.host if request.client else "")
+        asked = await wanted(edge.system.store, parameters, request.headers.get("last-event-id", ""))
+        told = await streams.read(asked, principal, partial(door.again, parameters, request.cookies))
+    except TooMany as failed:
+        await hold()
+        response = answered(refusal(failed.failure))
+        response.headers["Retry-After"] = str(failed.retry_s)
+        return response
+    return StreamingResponse(told, media_type="text/event-stream", headers={
+        "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 async def _no_such_page(request: Request, error: Exception) -> Response:

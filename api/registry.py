@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 
+from api import not_here
 from api.api_command import ApiCommand, Mode, Parameter, Type, api_name, derived, parameter
 from api.commands import (
     deprecated,
@@ -69,6 +70,8 @@ def find(name: str) -> ApiCommand:
         return found
     if not wanted:
         raise Unsupported("missing", field="command", remedy="listApis shows the commands")
+    if why := not_here.reason(wanted.removesuffix("cmd")):
+        raise Unsupported(f"{name.strip()[:64]} is not here: {why}", field="command", remedy="listApis shows those that are")
     close = difflib.get_close_matches(wanted, BY_NAME, n=1)
     remedy = f"did you mean {BY_NAME[close[0]].name}?" if close else "listApis shows the commands"
     raise Unsupported(f"no command is named {name[:64]!r}", field="command", remedy=remedy)

@@ -9,6 +9,7 @@ schedule goes on. Refuses to reckon with calendars (`snapshot_schedule`) and to 
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from bus.event_store import AppendRequest, LogRow, NewRow
 from handlers.snapshot_policy import PolicyState, due_timer, stream, timer_id
 from schema import ids
 from schema.codec import canonical, encode
+from schema.failure import Refused
 from schema.identity import ROOT_OWNER
 from schema.message import Event
 from schema.snapshot import CreateSnapshot
@@ -72,9 +74,10 @@ async def _run(runtime: Runtime, rows: list[LogRow], state: PolicyState, due_at:
         await _look_again(runtime, state, GONE_S)
         return
     job_id = ids.derive(state.id, due_at.isoformat())
-    await runtime.begin(CreateSnapshot(
-        volume_id=state.volume_id, name=f"{volume.name[:200]}-{due_at:%Y%m%d%H%M}-{state.interval.lower()}",
-        policy_id=state.id, tags=dict(state.tags)), job_id, None if state.owner == ROOT_OWNER else state.owner)
+    with contextlib.suppress(Refused):  # it was asked for before, when its volume had another name: it is that job still
+        await runtime.begin(CreateSnapshot(
+            volume_id=state.volume_id, name=f"{volume.name[:200]}-{due_at:%Y%m%d%H%M}-{state.interval.lower()}",
+            policy_id=state.id, tags=dict(state.tags)), job_id, None if state.owner == ROOT_OWNER else state.owner)
     missed, after = 0, due_at
     while missed < COUNTED and (after := state.next_after(after)) <= now:
         missed += 1

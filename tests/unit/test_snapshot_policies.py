@@ -131,6 +131,7 @@ async def test_a_handler_that_dies_between_the_job_and_the_next_time_makes_one_s
     with pytest.raises(ConnectionError):
         await planned.tick()
     await planned.cloud.settle()
+    await planned.ok("updateVolume", id=planned.volume, name="another")
     planned.set("2026-05-05T02:30:30+00:00")
     other = await planned.cloud.another()
     await planned.tick(other)

@@ -44,12 +44,14 @@ class Grants:
         return hmac.new(token, f"{self.agent}|{self.public_key}".encode(), hashlib.sha256).hexdigest()
 
     async def secrets(self, order: Order) -> dict[str, str]:
-        """Clear values by the name of the detail that refers to them; asked for anew at each start of the work.
+        """Clear values by the name of the detail that refers to them (of the store that is only read from where there are two,
+        with `source.` before it); asked for anew at each start of the work.
 
         Waits (bounded) while the vault's service is away, then raises WorkRetryable; raises what it refuses.
         """
-        spec: StoreSpec | None = getattr(order, "store", None)
-        names = {name: value for name, value in (spec.details if spec else {}).items() if Secret.is_reference(value)}
+        names = {f"{prefix}{name}": value for prefix, field in (("", "store"), ("source.", "source"))
+                 if isinstance(spec := getattr(order, field, None), StoreSpec)
+                 for name, value in spec.details.items() if Secret.is_reference(value)}
         if not names:
             return {}
         request = {"agent": self.agent, "job_id": str(order.job_id), "work_id": str(order.work_id),

@@ -44,6 +44,7 @@ from schema.agent import (
     ImageResult,
     LinkMade,
     MakeLink,
+    MergeImages,
     OpenPrimary,
     ResizeDisk,
     Result,
@@ -59,7 +60,7 @@ from schema.agent import (
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import DiskRef, ImageFormat
 from schema.message import Order
-from schema.motion import BACKUP, FETCH, RESTORE
+from schema.motion import BACKUP, FETCH, MERGE, RESTORE
 
 Operation = Callable[[Any, Toolbox, Secrets, Progress], Awaitable[Result]]
 SUFFIX = "qcow2"
@@ -108,6 +109,12 @@ async def delete_images(order: DeleteImages, tools: Toolbox, secrets: Secrets, p
             await delete_object(store, key)
             progress("delete", done, len(order.keys))
     return Result()
+
+
+async def merge_images(order: MergeImages, tools: Toolbox, secrets: Secrets, progress: Progress) -> ImageResult:
+    """Links of a chain into one object, by the motion that was planned."""
+    done: ImageResult = await find(order.motion, MERGE)(order, "", tools, secrets, progress)
+    return done
 
 
 async def scrub_objects(order: ScrubObjects, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
@@ -293,6 +300,7 @@ OPERATIONS: dict[type[Order], Operation] = {
     AdoptImage: adopt_image,
     DisownImage: disown_image,
     DeleteImages: delete_images,
+    MergeImages: merge_images,
     ScrubObjects: scrub_objects,
     MakeLink: give_link,
     RevokeLink: end_link,

@@ -118,6 +118,11 @@ class Layout:
         """Whether guest data lies there and in all that follows."""
         return offset >= self.data_at * CLUSTER
 
+    def place(self, guest: int) -> int:
+        """The cluster of the file that holds this guest cluster, one that has data."""
+        run = self.runs[bisect_right(self._starts, guest) - 1]
+        return self.data_at + run.at + guest - run.guest
+
     def pieces(self, offset: int, length: int) -> list[Piece]:
         """What the range [offset, offset + length) of the file consists of, in order."""
         found: list[Piece] = []

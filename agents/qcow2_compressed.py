@@ -2,17 +2,19 @@
 
 How much room a cluster takes is known when it was compressed, so the file grows in guest order: compressed clusters packed
 byte behind byte in runs, those that do not shrink whole, each L2 table behind its last cluster, each refcount block when
-nothing it counts can change any more, the L1 table and the refcount table at the end. Only the header, the file's first
-cluster, waits for what comes last. Memory is one run, one L2 table and one refcount block, whatever the disk. No I/O, no
-compression: it is given bytes that were compressed elsewhere. Source: qemu's docs/interop/qcow2.txt.
+nothing it counts can change any more, the L1 table and the refcount table at the end. Only the header, the file's
+first cluster, waits for what comes last. Memory is one run, one L2 table and one refcount block, whatever the disk.
+`CompressedTables` takes such a file in again. No I/O, no compression: it is given bytes that were compressed elsewhere. Source:
+qemu's docs/interop/qcow2.txt.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
+from dataclasses import dataclass
 
-from agents.qcow2 import CLUSTER, COPIED, HEADER, L2_ENTRIES, REFCOUNTS
+from agents.qcow2 import CLUSTER, COPIED, HEADER, L1_MAX, L2_ENTRIES, REFCOUNTS
 
 COMPRESSED = 1 << 62
 OFFSET_BITS = 62 - (CLUSTER.bit_length() - 1 - 8)
@@ -154,6 +156,75 @@ class CompressedFile:
             self._blocks.append(self.size)
             self._append(out, block)
             self._counts.append(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a guest cluster lies in the file."""
+
+    at: int
+    """Byte."""
+    length: int
+    """Bytes; of a compressed one a few more than it has, perhaps: what reads it knows where it ends."""
+    packed: bool
+
+
+class CompressedTables:
+    """Takes in the header and the tables of a file that `CompressedFile` made. Raises ValueError for what it never makes."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        """`head`: the file's first cluster; `size`: bytes of the file."""
+        (magic, version, backing, _, bits, self.virtual_size, crypt, self.l1_size, self.l1_at, _, _, snapshots, _, features,
+         _, _, _, length) = HEADER.unpack_from(head)
+        self._size = size
+        if (magic, version, bits, features, length) != (b"QFI\xfb", 3, CLUSTER.bit_length() - 1, HAS_TYPE, HEADER_LENGTH):
+            raise ValueError("it is no qcow2 with zstd clusters as Storebus writes them")
+        if head[HEADER.size:HEADER_LENGTH] != ZSTD or backing or crypt or snapshots:
+            raise ValueError("its header says what Storebus never writes")
+        if (self.l1_size != max(1, -(-self.virtual_size // (CLUSTER * L2_ENTRIES))) or self.l1_size > L1_MAX
+                or self.l1_at % CLUSTER or not CLUSTER <= self.l1_at <= size - 8 * self.l1_size):
+            raise ValueError("its header is damaged")
+        self._tables = array("Q")
+
+    def take_l1(self, data: bytes) -> None:
+        """The L1 table: `l1_size` numbers of eight bytes at `l1_at`."""
+        self._tables = _numbers(data)
+        if any(entry & (CLUSTER - 1) or not entry & COPIED or (entry ^ COPIED) > self._size - CLUSTER
+               for entry in self._tables if entry):
+            raise ValueError("its L1 table is damaged")
+
+    def table_at(self, number: int) -> int:
+        """Where L2 table `number` lies, one cluster long; 0: there is none."""
+        return self._tables[number] & ~COPIED
+
+    def stored(self, data: bytes) -> list[Stored | None]:
+        """What an L2 table says of each of its guest clusters; None: it reads as zeros."""
+        entries = _numbers(data)
+        found: list[Stored | None] = []
+        for index, entry in enumerate(entries):
+            if not entry:
+                found.append(None)
+            elif entry & COMPRESSED:
+                at = entry & ((1 << OFFSET_BITS) - 1)
+                end = (at // SECTOR + ((entry ^ COMPRESSED) >> OFFSET_BITS) + 1) * SECTOR
+                behind = entries[index + 1] if index + 1 < len(entries) else 0
+                if behind & COMPRESSED and at < (next_at := behind & ((1 << OFFSET_BITS) - 1)) < end:
+                    end = next_at  # packed byte behind byte
+                found.append(Stored(at, end - at, True))
+            elif entry & (CLUSTER - 1) or not entry & COPIED:
+                raise ValueError("its L2 table says what Storebus never writes")
+            else:
+                found.append(Stored(entry ^ COPIED, CLUSTER, False))
+            if (last := found[-1]) is not None and not (
+                    last.length <= CLUSTER <= last.at <= last.at + last.length <= self._size):
+                raise ValueError("its L2 table is damaged")
+        return found
+
+
+def _numbers(data: bytes) -> array[int]:
+    entries = array("Q", data)
+    entries.byteswap()
+    return entries
 
 
 def _padded(data: bytes) -> bytes:

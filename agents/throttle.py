@@ -18,6 +18,7 @@ from typing import Any, cast
 from agents import stall
 from agents.image_stores.base import (
     Bytes,
+    CopiesItself,
     ImageStore,
     Linkable,
     Measured,
@@ -194,6 +195,14 @@ class _Links(_Store):
         await cast(Linkable, self._store).alias(key, to)
 
 
+class _Copies(_Store):
+    """Of a store that makes copies by itself."""
+
+    async def copy_inside(self, key: str, to: str) -> None:
+        """See CopiesItself."""
+        await cast(CopiesItself, self._store).copy_inside(key, to)
+
+
 class _Far(_Store):
     """Of a store that is spoken to over a network."""
 
@@ -209,7 +218,8 @@ class _Far(_Store):
 
 # What a store has beside the methods of ImageStore is looked for in its class, so a limited one's class must have it too.
 _MORE: tuple[tuple[type, type[_Store]], ...] = (
-    (Resumable, _Resumes), (ReadsInto, _Fills), (Measured, _Measures), (Linkable, _Links), (Remote, _Far))
+    (Resumable, _Resumes), (ReadsInto, _Fills), (Measured, _Measures), (Linkable, _Links), (CopiesItself, _Copies),
+    (Remote, _Far))
 
 
 @cache

@@ -47,8 +47,9 @@ class Grants:
         for row in await self.store.read_stream(job_stream(job_id), limit=10_000):
             if row.kind == "order" and row.address == agent:
                 order = decode(row.type, row.type_version, row.payload)
-                details = getattr(getattr(order, "store", None), "details", {}) or {}
-                if str(getattr(order, "work_id", "")) == work_id and set(refs) <= set(details.values()):
+                named = {value for field in ("store", "source")
+                         for value in (getattr(getattr(order, field, None), "details", {}) or {}).values()}
+                if str(getattr(order, "work_id", "")) == work_id and set(refs) <= named:
                     return
         raise Denied("no order of this agent names these secrets", field="refs")
 

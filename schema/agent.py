@@ -372,7 +372,7 @@ class Result(BaseModel):
 
 
 class ImageResult(Result):
-    """Of FetchImage and WriteSnapshot."""
+    """Of FetchImage, WriteSnapshot and MergeImages."""
 
     image: ImageRef
     reason: str = ""

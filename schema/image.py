@@ -55,6 +55,8 @@ class ImageRef(Frozen):
     """Hex SHA-256 of the whole object where it is known."""
     parent: str = ""
     """Key of the object, in the same store, that this one is a delta of; empty for a full image."""
+    replaces: list[str] = []
+    """Keys of objects in whose place it stands: deltas that name one of them are deltas of this one."""
 
 
 class PrimarySpec(Frozen):
@@ -111,5 +113,7 @@ class Manifest(Frozen):
     sha256: str = ""
     parent: str = ""
     """Key of the object this one is a delta of; empty for a full image."""
+    replaces: list[str] = []
+    """Keys of objects in whose place it stands: deltas that name one of them are deltas of this one."""
     created: str
     """RFC 3339, UTC."""

@@ -18,6 +18,8 @@ RESTORE = "store->disk"
 """An object of an image store into a new disk."""
 COPY = "store->store"
 """An object from one image store into another."""
+MERGE = "chain->store"
+"""Links of a chain in an image store into one object, there or in another."""
 
 
 class MotionSpec(Frozen):

@@ -161,6 +161,16 @@ class Linkable(Protocol):
         absent, Refused when the store cannot."""
 
 
+@runtime_checkable
+class CopiesItself(Protocol):
+    """What a store that makes copies by itself has beside the methods of ImageStore."""
+
+    async def copy_inside(self, key: str, to: str) -> None:
+        """Make `to`, which is no object yet, an object with the bytes of `key` that needs `key` no more; none of them pass
+        through here. After a failure the caller deletes `to`. Raises WorkFailed when `key` is absent, Refused when the store
+        cannot."""
+
+
 class ImageStore(Protocol):
     """A store that is open. Made by `open`; closed by `aclose`."""
 

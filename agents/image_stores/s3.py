@@ -310,6 +310,10 @@ class S3ImageStore:
         """A copy that the store makes: it takes as many bytes again until it is deleted."""
         await copy(self, key, to)
 
+    async def copy_inside(self, key: str, to: str) -> None:
+        """The same copy: it is an object of its own."""
+        await copy(self, key, to)
+
     async def presign(self, key: str, expires_s: int) -> str:
         """A URL by which anyone may get the object for `expires_s` seconds (at most 7 days). Treat it as a secret."""
         if not 1 <= expires_s <= 7 * 86400:

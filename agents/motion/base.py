@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schema.motion import BACKUP, COPY, FETCH, RESTORE, MotionSpec
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, MotionSpec
 
 if TYPE_CHECKING:
     from agents.toolbox import Toolbox
@@ -24,7 +24,7 @@ Carrier = Callable[[Any, str, "Toolbox", Secrets, Progress], Awaitable[Any]]
 
 `disk` is the local path of the disk that is read (BACKUP) or of the absent one that is made (RESTORE); empty otherwise.
 The orders: FetchImage of FETCH, WriteSnapshot of BACKUP, CreateDisk and RevertDisk of RESTORE,
-agents.motion.store_to_store.Copy of COPY."""
+agents.motion.store_to_store.Copy of COPY, MergeImages of MERGE."""
 OF_DISKS = frozenset({BACKUP, RESTORE})
 """Moves that only the host of the disk can carry."""
 
@@ -48,7 +48,7 @@ class Motion:
     """Seconds before the first byte."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.moves) - {FETCH, BACKUP, RESTORE, COPY}
+        unknown = set(self.moves) - {FETCH, BACKUP, RESTORE, COPY, MERGE}
         if unknown:
             raise ValueError(f"the motion {self.name} names moves that there are not: {', '.join(sorted(unknown))}")
 

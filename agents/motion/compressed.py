@@ -98,7 +98,7 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     upload: Upload | None = None
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
-        parts = _Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
+        parts = Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
         progress("write", 0, layout.data_clusters * CLUSTER)  # from here on bytes should move
         file = await _pump(device, layout, parts)
         progress("verify", parts.moved, parts.moved)
@@ -115,7 +115,7 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
                     root=root)
 
 
-class _Parts:
+class Parts:
     """Cuts the growing file into parts and sends them, some at once; the first one waits for its header."""
 
     def __init__(self, upload: Upload, size: int, workers: int, progress: Progress, total: int) -> None:
@@ -214,7 +214,7 @@ class _Batch:
     """By the process's buffers; else it is the transfer's own."""
 
 
-async def _pump(device: BlockDevice, layout: Layout, parts: _Parts) -> CompressedFile:
+async def _pump(device: BlockDevice, layout: Layout, parts: Parts) -> CompressedFile:
     """Read, compress and seal, in order; the finished file."""
     file = CompressedFile(device.size)
     ahead: deque[_Batch] = deque()

@@ -13,6 +13,7 @@ import itertools
 import posixpath
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Protocol
 from uuid import UUID
 
 from agents import manifest as manifests
@@ -148,10 +149,26 @@ async def _manifests(store: ImageStore, chain: Sequence[ImageRef]) -> list[Manif
         manifest = await manifests.read_manifest(store, image.key)
         if manifest.root != image.root:
             raise manifests.other_object(manifest, image.root)
-        if manifest.parent != parent.key:
+        if not is_delta_of(manifest, parent):
             raise WorkFailed(f"the object {image.key} is a delta of {manifest.parent or 'nothing'}, not of {parent.key}")
         found.append(manifest)
     return found
+
+
+def is_delta_of(manifest: Manifest, parent: ImageRef) -> bool:
+    """Whether an object was written as what changed since `parent`, or since one in whose place that stands by now."""
+    return manifest.parent in (parent.key, *parent.replaces) and manifest.parent != ""
+
+
+class Front(Protocol):
+    """An object that is read from its beginning."""
+
+    manifest: Manifest
+    at: int
+    """Bytes read so far."""
+
+    async def read(self, length: int) -> bytes:
+        """The next bytes, all of them. Raises Damaged when they are not what was written, or not there."""
 
 
 class _Front:
@@ -185,7 +202,7 @@ def compare(manifest: Manifest, number: int, digest: str) -> None:
         raise manifests.bad_part(manifest, number, digest)
 
 
-async def read_tables(front: _Front) -> Layout:
+async def read_tables(front: Front) -> Layout:
     """The layout of a delta, from its own tables. Raises WorkFailed when they are not as written here."""
     try:
         tables = Tables(await front.read(CLUSTER))
@@ -261,4 +278,5 @@ async def _put(device: BlockDevice, layout: Layout, offset: int, data: bytes) ->
             await device.write(piece.guest, view[start:start + length])
 
 
-__all__ = ["backing_name", "changes", "delta_layout", "read_chain", "usable", "write_delta"]
+__all__ = ["Front", "backing_name", "changes", "delta_layout", "is_delta_of", "read_chain", "read_tables", "usable",
+           "write_delta"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -79,13 +79,15 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
                       job_id: UUID,
                       work: str, installation: str, progress: Progress, workers: int = WORKERS,
                       part: int | None = None, layout: Layout | None = None, parent: str = "",
-                      record: TransferRecord | None = None, buffers: Buffers = BUFFERS, whole: int = WHOLE) -> ImageRef:
+                      replaces: Sequence[str] = (), record: TransferRecord | None = None, buffers: Buffers = BUFFERS,
+                      whole: int = WHOLE) -> ImageRef:
     """Write the device to `key` as a plain qcow2 with its manifest. Raises what the store raises; nothing is left then.
 
     Parts of more than `whole` bytes are streamed; what is in memory comes from `buffers`.
 
-    With `layout`, what that says and no more, as a delta of the object `parent`. With `record`, parts that a process which
-    was killed had written of the same transfer are not written again: the device's content must not have changed since."""
+    With `layout`, what that says and no more, as a delta of the object `parent`; it stands in the place of `replaces`.
+    With `record`, parts that a process which was killed had written of the same transfer are not written again: the device's
+    content must not have changed since."""
     if layout is None:
         progress("scan", 0, 0)
         extents = await device.extents()
@@ -135,12 +137,12 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         await manifests.write_manifest(store, Manifest(
             installation=installation, kind=kind, thing_id=thing_id, job_id=job_id, work=work, key=key,
             format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=layout.size, part_size=size, parts=digests,
-            root=root, parent=parent, created=datetime.now(UTC).isoformat()))
+            root=root, parent=parent, replaces=list(replaces), created=datetime.now(UTC).isoformat()))
     except BaseException:
         await leave_nothing(store, upload, key)
         raise
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size,
-                    physical_size=layout.size, root=root, parent=parent)
+                    physical_size=layout.size, root=root, parent=parent, replaces=list(replaces))
 
 
 def streaming(upload: Upload, size: int) -> StreamedUpload:

@@ -13,7 +13,7 @@ import pytest
 
 from agents.motion.registry import MOTIONS, announced
 from handlers.carriers import BEFORE_PLANS
-from schema.motion import BACKUP, COPY, FETCH, RESTORE
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE
 from tests.architecture.tree import PACKAGES, ROOT, modules, parsed
 
 OPEN = {"agents.motion", "agents.motion.base", "agents.motion.registry"}
@@ -113,7 +113,7 @@ def test_what_is_announced_is_carried() -> None:
             assert spec.start >= 0
     every = {move for disks in (False, True) for spec in announced(disks=disks) for move in spec.moves}
     assert every == {move for motion in MOTIONS.values() for move in motion.moves}
-    assert every <= {FETCH, BACKUP, RESTORE, COPY}
+    assert every <= {FETCH, BACKUP, RESTORE, COPY, MERGE}
 
 
 def test_an_agent_of_before_there_were_plans_is_taken_for_what_it_was() -> None:

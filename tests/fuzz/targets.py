@@ -22,6 +22,7 @@ from agents.image_stores.memory import MemoryImageStore, bucket
 from agents.inspection import LOOK, Inspection
 from agents.motion.delta import read_tables
 from agents.qcow2 import CLUSTER, Layout
+from agents.qcow2_compressed import CompressedFile, CompressedTables
 from agents.qcow2_whole import WINDOW, prove_whole
 from agents.url_guard import UrlGuard, parse_allow
 from api.listing import page_of
@@ -94,6 +95,26 @@ def _delta(data: bytes) -> None:
     LOOP.run_until_complete(read_tables(front))  # type: ignore[arg-type]  # a double of _Front: what it reads is not hashed
 
 
+def _compressed(data: bytes) -> None:
+    """The tables of our own compressed file, read back from a store."""
+    if len(data) < CLUSTER:
+        raise ValueError("no header")
+    tables = CompressedTables(data[:CLUSTER], len(data))
+    tables.take_l1(data[tables.l1_at:tables.l1_at + 8 * tables.l1_size])
+    for number in range(tables.l1_size):
+        if at := tables.table_at(number):
+            for stored in tables.stored(data[at:at + CLUSTER]):
+                assert stored is None or (stored.length <= CLUSTER and stored.at + stored.length <= len(data))
+
+
+def _packed() -> bytes:
+    file = CompressedFile(8 << 20)
+    chunks = [bytes(part) for guest, small in ((0, b"a" * 900), (1, b"b" * 700), (2, None), (9, b"c" * 2000))
+              for part in file.add(guest, small, bytes(CLUSTER))]
+    chunks += [bytes(part) for part in file.end()]
+    return file.header + b"".join(chunks)
+
+
 def _manifest(data: bytes) -> None:
     where = bucket("memory://fuzz")
     where.objects[manifests.manifest_key("k")] = data
@@ -159,6 +180,7 @@ def _targets() -> dict[str, Target]:
         "qcow2 header": Target(lambda data: qcow2_header.prove_sound(data[:qcow2_header.FRONT]), bad, qcow2),
         "qcow2 tables": Target(_walk, (BadParameter, WorkFailed), qcow2),
         "delta tables": Target(_delta, (WorkFailed,), [_own([Extent(offset=0, length=CLUSTER, zero=False)]), _own([], zeros=[(1, 3)], backing=b"parent")]),
+        "compressed tables": Target(_compressed, (ValueError,), [_packed()]),
         "manifest": Target(_manifest, (WorkFailed,), [made.model_dump_json().encode()], [b"null", b"-1", b"1e999", b"[]", b'"', b"9" * 40, b"\\ud800"]),
         "envelope": Target(_envelope, (Malformed,), [head], [b"cloudEvents_", b"\n", b": ", b"-", b"9" * 30, b"\xff"]),
         "message": Target(_message, (Malformed,), messages, [b"null", b"-1", b"1e999", b"[[[[", b'"', b"9" * 40, b"\\ud800", b"{", b"\xff"]),

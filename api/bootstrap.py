@@ -61,6 +61,7 @@ class Parts:
         limits = Limits(max_image_bytes=self.settings.max_image_bytes, max_virtual_size=self.settings.max_virtual_size,
                         max_volume_gib=self.settings.max_volume_gib, max_chain=self.settings.snapshot_chain,
                         volume_expunge_delay_s=self.settings.volume_expunge_delay_s,
+                        collapse_percent=self.settings.snapshot_collapse,
                         link_lifetime_s=self.settings.extract_lifetime_s,
                         public_templates=self.settings.public_templates,
                         compression=self.settings.snapshot_compression.removeprefix("none"))

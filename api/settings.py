@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     max_volume_gib: int = Field(2000, description="Largest volume, GiB.")
     snapshot_chain: int = Field(8, ge=1, le=100, description="Links of a chain of incremental snapshots, the full one among "
                                 "them (CloudStack's snapshot.delta.max); 1: every backup is full.")
+    snapshot_collapse: int = Field(10, ge=0, le=100, description="Deleted snapshots that others are built on are merged into "
+                                   "these when at least so many percent of the bytes that are moved may be given back; 0: "
+                                   "always, 100: never.")
     snapshot_compression: Literal["none", "zstd"] = Field("none", description="How full backups are compressed on the way to "
                                                           "their store; the KVM agent's host needs the extra zstd.")
     volume_expunge_delay_s: int = Field(86_400, ge=0, description="Seconds for which a destroyed volume can be recovered; then "

@@ -150,6 +150,8 @@ class Limits:
     """Seconds for which a URL of an extraction is good, where nobody says so."""
     max_chain: int = 8
     """Links of a chain of incremental snapshots, the full one among them; 1: every backup is full."""
+    collapse_percent: int = 10
+    """Hidden snapshots are merged when so much of the bytes that are moved may be given back; 0: always, 100: never."""
     public_templates: bool = True
     """Accounts outside of ROOT may make their templates public."""
     account: Mapping[str, int] = field(default_factory=lambda: dict(ACCOUNT_LIMITS))

@@ -72,7 +72,8 @@ class RemoveLeftoversFlow:
 def _owned(context: Context, key: str) -> bool:
     owner = owner_of(key)
     state = context.state(f"{owner[0]}-{owner[1]}") if owner is not None else None
-    return state is None or copy_of(state, key) is not None
+    replaced = getattr(state, "replaced", None)  # by a merge: its readers may not have ended
+    return state is None or copy_of(state, key) is not None or (replaced is not None and replaced.key == key)
 
 
 FLOWS: dict[type[Command], Flow] = {RemoveLeftovers: RemoveLeftoversFlow()}

@@ -17,7 +17,7 @@ from handlers.directory import Directory, Store
 from schema.agent import AgentAnnounced
 from schema.failure import Unavailable
 from schema.image import PrimarySpec
-from schema.motion import BACKUP, COPY, FETCH, RESTORE, Cost, Endpoint, MotionPlan, MotionSpec, RefusedMotion
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, Cost, Endpoint, MotionPlan, MotionSpec, RefusedMotion
 
 NOMINAL = 1 << 30
 """Bytes by which strategies are compared when nobody knows how many there are."""
@@ -37,7 +37,7 @@ class Move:
     """What is to be moved, from where to where, and who could."""
 
     kind: str
-    """Of schema.motion: FETCH, BACKUP, RESTORE, COPY."""
+    """Of schema.motion: FETCH, BACKUP, RESTORE, COPY, MERGE."""
     source: Endpoint
     target: Endpoint
     reads: Store | None = None
@@ -88,6 +88,13 @@ def copy(source: Store, target: Store, *, size: int, field: str) -> Move:
     """An object from one store into another."""
     return Move(kind=COPY, source=_store(source), target=_store(target), reads=source, writes=target,
                 zone_id=source.zone_id or target.zone_id, size=size, basis="the object's size", field=field)
+
+
+def merge(source: Store, target: Store, *, size: int, field: str) -> Move:
+    """Links of a chain in one store (`size`: their bytes, all together) into one object, there or in another."""
+    return Move(kind=MERGE, source=_store(source), target=_store(target), reads=source, writes=target,
+                zone_id=source.zone_id or target.zone_id, size=size,
+                basis="the sizes of the objects that are merged", field=field)
 
 
 def plan(directory: Directory, move: Move) -> MotionPlan:
@@ -257,4 +264,4 @@ def _words(end: Endpoint) -> str:
     return f"{kinds.get(end.kind, end.kind)} {end.name}"
 
 
-__all__ = ["Move", "NoMotion", "backup", "copy", "fetch", "plan", "restore"]
+__all__ = ["Move", "NoMotion", "backup", "copy", "fetch", "merge", "plan", "restore"]

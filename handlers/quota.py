@@ -51,7 +51,8 @@ def weights(noun: str, state: Any) -> dict[str, int]:
             return kept | {"volume": 1, "primary_storage": 0 if state.primary == UNPLACED else size}
         case "snapshot":
             there = state.status not in ("Error", "Destroying", "Destroyed", "Hidden")
-            return {"snapshot": int(there), "secondary_storage": 0 if state.status == "Destroyed" else state.counted}
+            gone = state.status == "Destroyed" or state.absorbed
+            return {"snapshot": int(there), "secondary_storage": 0 if gone else state.counted}
         case "template":
             there = state.status not in ("Failed", "Deleting", "Deleted")
             gone = state.status in ("Failed", "Deleted") or (state.status == "Deleting" and state.image is None)

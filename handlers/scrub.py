@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from bus.event_store import Timer
-from handlers import image_store, placement, snapshot, template
+from handlers import chain, image_store, placement, snapshot, template
 from handlers.copies import Resting, copy_of
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
@@ -260,6 +260,7 @@ class LiftFlow(_OfOneThing):
             context.emit(name, SnapshotQuarantineLifted(
                 snapshot_id=command.thing_id, store_id=copy.image.store_id, key=command.object_key,
                 hidden=context.state(name).status == "Hidden"))
+            chain.merge_again(context, context.state(name))
         else:
             context.emit(name, TemplateQuarantineLifted(
                 template_id=command.thing_id, store_id=copy.image.store_id, key=command.object_key))

@@ -1,4 +1,4 @@
-"""Snapshots: their states, and the flows that take them and back them up.
+"""Snapshots: the flows that take them and back them up.
 
 Rules kept here: take and backup are two steps; the volume is busy until both ended; a failed or cancelled one leaves
 nothing inside the disk and nothing in the store.
@@ -7,7 +7,6 @@ nothing inside the disk and nothing in the store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -24,156 +23,29 @@ from handlers import (
     template,
     volume,
 )
-from handlers.decider import Context, Flow, IllegalTransition, Step
+from handlers.decider import Context, Flow, Step
 from handlers.directory import Store
 from handlers.job import result_of
+from handlers.snapshot_state import TRANSITIONS, SnapshotState, evolve, stream
 from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
-from schema.failure import BadParameter, Damage, Failure, Unavailable
-from schema.identity import ROOT_DOMAIN, ROOT_OWNER, Owner
+from schema.failure import BadParameter, Failure, Unavailable
+from schema.identity import ROOT_DOMAIN
 from schema.ids import derive
 from schema.ids import stream as thing_stream
-from schema.image import DiskRef, ImageRef
-from schema.message import Command, Event, Order
+from schema.image import DiskRef
+from schema.message import Command, Order
 from schema.motion import MotionPlan
 from schema.snapshot import (
     BackupSnapshot,
     CreateSnapshot,
     SnapshotBackedUp,
     SnapshotBackupStarted,
-    SnapshotDeleteAwaited,
-    SnapshotDeleted,
-    SnapshotDeleteRequested,
     SnapshotFailed,
-    SnapshotHidden,
-    SnapshotLinked,
     SnapshotOffPrimary,
-    SnapshotQuarantined,
-    SnapshotQuarantineLifted,
     SnapshotRequested,
     SnapshotTaken,
-    SnapshotUnlinked,
 )
 from schema.volume import VolumeReleased, VolumeSnapshotStarted
-
-TRANSITIONS: dict[tuple[str, str], str] = {
-    ("", SnapshotRequested.TYPE): "Creating",
-    ("Creating", SnapshotTaken.TYPE): "CreatedOnPrimary",
-    ("CreatedOnPrimary", SnapshotBackupStarted.TYPE): "BackingUp",
-    ("BackingUp", SnapshotBackedUp.TYPE): "BackedUp",
-    ("BackedUp", SnapshotOffPrimary.TYPE): "BackedUp",
-    ("Creating", SnapshotFailed.TYPE): "Error",
-    ("CreatedOnPrimary", SnapshotFailed.TYPE): "Error",
-    ("BackingUp", SnapshotFailed.TYPE): "Error",
-    ("BackedUp", SnapshotFailed.TYPE): "Error",  # backed up before the cancel was seen, and taken back
-    ("CreatedOnPrimary", SnapshotDeleteRequested.TYPE): "Destroying",
-    ("Destroying", SnapshotOffPrimary.TYPE): "Destroying",
-    ("BackedUp", SnapshotDeleteRequested.TYPE): "Destroying",
-    ("Error", SnapshotDeleteRequested.TYPE): "Destroying",
-    ("Destroying", SnapshotDeleted.TYPE): "Destroyed",
-    # a deletion that waits for the end of its job
-    ("Creating", SnapshotDeleteAwaited.TYPE): "Creating",
-    ("BackingUp", SnapshotDeleteAwaited.TYPE): "BackingUp",
-    ("BackedUp", SnapshotDeleteAwaited.TYPE): "BackedUp",
-    # others that are built on it
-    ("BackedUp", SnapshotLinked.TYPE): "BackedUp",
-    ("BackedUp", SnapshotUnlinked.TYPE): "BackedUp",
-    ("Destroying", SnapshotUnlinked.TYPE): "Destroying",
-    ("Destroying", SnapshotHidden.TYPE): "Hidden",
-    ("Hidden", SnapshotUnlinked.TYPE): "Hidden",
-    # its object, as it was found in the store
-    ("BackedUp", SnapshotQuarantined.TYPE): "BackedUp",
-    ("BackedUp", SnapshotQuarantineLifted.TYPE): "BackedUp",
-    ("Hidden", SnapshotQuarantined.TYPE): "Hidden",
-    ("Hidden", SnapshotQuarantineLifted.TYPE): "Hidden",
-    ("Hidden", SnapshotDeleteRequested.TYPE): "Destroying",
-}
-"""(state, event) -> state. Everything else is illegal."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotState:
-    """The fold of a snapshot's events."""
-
-    status: str
-    id: UUID
-    volume_id: UUID
-    zone_id: UUID
-    disk: DiskRef
-    tag: str
-    store_id: UUID
-    job_id: UUID
-    owner: Owner = ROOT_OWNER
-    image: ImageRef | None = None
-    on_primary: bool = False
-    """It still lies inside its disk: the job that took it has not ended."""
-    parent: UUID | None = None
-    """The snapshot that its bytes are a delta of, or are being written as one."""
-    depth: int = 0
-    """Links of the chain before it."""
-    reason: str = ""
-    """Why it is a full image."""
-    children: frozenset[UUID] = frozenset()
-    """The snapshots that are deltas of it."""
-    ending: UUID | None = None
-    """The job that deletes it."""
-    working: UUID | None = None
-    """The job that takes it or backs it up, or did."""
-    policy_id: UUID | None = None
-    """The policy that it was taken for."""
-    awaited: UUID | None = None
-    """The deletion that waits for that job's end."""
-    counted: int = 0
-    """Bytes by which it is counted on its store: reserved until it is backed up."""
-    damage: Damage | None = None
-    """Its copy is Quarantined: where its object is not what was written."""
-
-
-def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
-    """The snapshot after `event`."""
-    status = TRANSITIONS.get((state.status if state else "", event.TYPE))
-    if status is None:
-        raise IllegalTransition(state.status if state else "absent", event)
-    if isinstance(event, SnapshotRequested):
-        return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
-                             disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id,
-                             working=event.job_id, policy_id=event.policy_id, owner=event.owner)
-    assert state is not None
-    if isinstance(event, SnapshotTaken):
-        return replace(state, status=status, on_primary=True, counted=event.reserved)
-    if isinstance(event, SnapshotOffPrimary):
-        return replace(state, status=status, on_primary=False)
-    if isinstance(event, SnapshotBackedUp):
-        there = replace(state, status=status, image=event.image, counted=event.counted)
-        return there if event.image.parent else replace(there, parent=None, depth=0, reason=event.reason)
-    if isinstance(event, SnapshotFailed):
-        return replace(state, status=status, image=None, on_primary=False, parent=None, counted=0)
-    return _linked(replace(state, status=status), event)
-
-
-def _linked(state: SnapshotState, event: Event) -> SnapshotState:
-    """What the event says about its place in a chain."""
-    match event:
-        case SnapshotBackupStarted():
-            return replace(state, parent=event.parent, depth=event.depth, reason=event.reason, working=event.job_id)
-        case SnapshotDeleteAwaited():
-            return replace(state, awaited=event.job_id)
-        case SnapshotLinked():
-            return replace(state, children=state.children | {event.child_id})
-        case SnapshotUnlinked():
-            return replace(state, children=state.children - {event.child_id})
-        case SnapshotDeleteRequested():
-            return replace(state, ending=event.job_id)
-        case SnapshotQuarantined():
-            return replace(state, damage=event.damage)
-        case SnapshotQuarantineLifted():
-            return replace(state, damage=None)
-        case _:
-            return state
-
-
-def stream(snapshot_id: UUID) -> str:
-    """The stream of a snapshot."""
-    return f"snapshot-{snapshot_id}"
 
 
 class _Backup:
@@ -259,8 +131,13 @@ class _Backup:
             snapshot_id=state.id, image=written.image, counted=written.image.physical_size,
             chain_size=sum(image.physical_size for image in (*under, written.image)),
             reason="" if written.image.parent else written.reason or state.reason))
-        if state.parent is not None and not written.image.parent:
+        if state.parent is None:
+            return
+        if not written.image.parent:
             chain.unlink(context, state.parent, state.id)
+        else:
+            chain.look_again(context, context.state(stream(state.parent)))
+        chain.sweep(context, context.state(stream(state.parent)))
 
     def unbackup(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         """Delete what was backed up."""
@@ -308,6 +185,7 @@ class _Backup:
             snapshot_id=state.id, failure=failure, store_id=state.store_id if state.image else None))
         if state.parent is not None:
             chain.unlink(context, state.parent, state.id)
+            chain.sweep(context, context.state(stream(state.parent)))
         self.release(context, backing_up=False)
 
 
@@ -454,3 +332,5 @@ FLOWS: dict[type[Command], Flow] = {
     BackupSnapshot: BackupFlow(),
 }
 """The commands that make one, and what they lead to; the others are in the files beside this one."""
+
+__all__ = ["FLOWS", "TRANSITIONS", "SnapshotState", "evolve", "stream"]

@@ -1,7 +1,7 @@
 """Deleting snapshots: their bytes, and those of hidden ones that only they needed.
 
 Rules kept here: one that is being read is not deleted; the job that still works on one is stopped first (`snapshot_stop`);
-bytes that others need stay, hidden, until the last of those is gone.
+bytes that others need stay, hidden, until they are merged into those or the last of those is gone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DeleteFlow:
         command = context.command
         assert isinstance(command, DeleteSnapshot)
         state = context.state(snapshot.stream(command.id))
-        if state is None or state.status == "Destroyed" or (state.status == "Hidden" and state.children):
+        if state is None or state.status == "Destroyed" or (state.status == "Hidden" and (chain.kept(state) or state.absorbed)):
             raise BadParameter(f"no snapshot has the id {command.id}", field="id", remedy="listSnapshots shows them")
         assert isinstance(state, snapshot.SnapshotState)
         return state
@@ -52,7 +52,7 @@ class DeleteFlow:
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
         snapshot_policy.let_go(context, state.policy_id, state.id)
-        doomed = [state] if state.children else [state, *chain.hidden_above(context, state.id)]
+        doomed = [state] if chain.kept(state) else [state, *chain.hidden_above(context, state.id)]
         for each in doomed:
             context.emit(snapshot.stream(each.id), SnapshotDeleteRequested(
                 snapshot_id=each.id, job_id=context.job_id, store_id=each.store_id if each.image else None))
@@ -72,7 +72,7 @@ class DeleteFlow:
     def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
         keys = [each.image.key for each in self._doomed(context) if each.image is not None]
-        if not keys or state.children:
+        if not keys or chain.kept(state):
             return None
         store = template.known_store(context, state.store_id)
         return template.delete_order(context, work_id, attempt, store.spec, store.zone_id, keys)
@@ -80,8 +80,9 @@ class DeleteFlow:
     def finish(self, context: Context) -> dict[str, Any]:
         """The store confirmed, or others need its bytes."""
         state = self._state(context)
-        if state.children:
+        if chain.kept(state):
             context.emit(snapshot.stream(state.id), SnapshotHidden(snapshot_id=state.id, store_id=state.store_id))
+            chain.look_again(context, context.state(snapshot.stream(state.id)))
             return {"success": True}
         doomed = self._doomed(context)
         for each in doomed:
@@ -90,9 +91,11 @@ class DeleteFlow:
                 capacity.release(context, each.store_id, each.counted, arrived=each.image is not None)
             context.emit(snapshot.stream(each.id), SnapshotDeleted(
                 snapshot_id=each.id, store_id=each.store_id if each.image else None))
+            chain.sweep(context, each)
         last = doomed[-1]
         if last.parent is not None:
             chain.unlink(context, last.parent, last.id)
+            chain.look_up(context, last.parent)
         return {"success": True}
 
     def fail(self, context: Context, failure: Failure) -> None:

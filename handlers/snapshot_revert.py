@@ -93,7 +93,7 @@ class RevertFlow:
             volume_id=state.volume_id, snapshot_id=state.id, disk=made.disk, physical_size=made.physical_size))
 
     def _unread(self, context: Context) -> None:
-        context.count(template.readers("snapshot", self._state(context).id), -1)
+        chain.read(context, self._state(context).id)
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The snapshot, as CloudStack answers."""

@@ -26,7 +26,7 @@ from schema.snapshot import SnapshotDeleteAwaited, SnapshotOffPrimary
 from schema.volume import VolumeReleased
 
 if TYPE_CHECKING:
-    from handlers.snapshot import SnapshotState
+    from handlers.snapshot_state import SnapshotState
 
 LOOK_S = 30.0
 """Seconds after which a deletion looks for itself whether the other job has ended."""

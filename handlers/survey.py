@@ -19,7 +19,8 @@ from schema.message import Message
 from schema.scrub import ScrubTarget
 
 TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapshot.delete_requested", "snapshot.hidden",
-         "snapshot.deleted", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
+         "snapshot.deleted", "snapshot.collapse_started", "snapshot.collapse_failed", "snapshot.collapsed", "snapshot.absorbed",
+         "snapshot.swept", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
          "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
          "template.quarantine_lifted", "template.copy_requested", "template.copy_ready", "template.copy_failed",
          "template.copy_delete_requested", "template.copy_deleted", "volume_copy.requested", "volume_copy.failed",
@@ -129,6 +130,21 @@ class Survey:
                 self._keys.setdefault(thing, {})[image.store_id] = image.key
                 self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
                     key=image.key, size=image.physical_size, root=image.root), position)
+            case snapshot.SnapshotCollapseStarted():
+                self.coming.setdefault(thing, set()).add(event.store_id)
+            case snapshot.SnapshotCollapseFailed():
+                self.coming.pop(thing, None)
+            case snapshot.SnapshotCollapsed():
+                self._each(thing, leaving=True)  # known until it is gone
+                image = event.image
+                self._came(thing, image.store_id)
+                self._keys.setdefault(thing, {})[image.store_id] = image.key
+                self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
+                    key=image.key, size=image.physical_size, root=image.root), position)
+            case snapshot.SnapshotAbsorbed():
+                self._each(thing, leaving=True)
+            case snapshot.SnapshotSwept():
+                self.copies.pop(event.key, None)
             case snapshot.SnapshotFailed() | template.TemplateFailed():
                 self.coming.pop(thing, None)
                 self._gone(thing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handlers import (
     backup_provider,
+    collapse,
     identity,
     image_store,
     job,
@@ -65,6 +66,7 @@ FLOWS: dict[type[Command], Flow] = (
     | primary_store.FLOWS
     | backup_provider.FLOWS
     | volume_attach.FLOWS
+    | collapse.FLOWS
 )
 """Each noun's own table together: every command but CancelJob, which is about another job and is decided by `handlers.job`."""
 

@@ -26,7 +26,7 @@ from handlers.template import (
     stream,
     unmake,
 )
-from schema.agent import DropSnapshot, ImageResult, MergeImages, SnapshotFrozen, TakeSnapshot, WriteSnapshot
+from schema.agent import DropSnapshot, ImageResult, SnapshotFrozen, TakeSnapshot, WriteSnapshot
 from schema.failure import BadParameter, Failure, Unavailable
 from schema.ids import derive
 from schema.ids import stream as thing_stream
@@ -122,7 +122,7 @@ class CreateFlow:
     def _links(self, context: Context) -> list[ImageRef]:
         snapshot_id = self._command(context).snapshot_id
         assert snapshot_id is not None
-        return [*chain.images(context, snapshot_id), context.state(thing_stream("snapshot", snapshot_id)).image]
+        return chain.whole(context, snapshot_id)
 
     def _register(self, context: Context, store: Store, zone_id: UUID, reserved: int) -> None:
         command, template_id = self._command(context), context.new_id("template")
@@ -165,7 +165,7 @@ class CreateFlow:
 
     def _copy(self, context: Context, store: Store, size: int) -> MotionPlan:
         source = known_store(context, self._links(context)[-1].store_id)
-        return planner.plan(context.directory, planner.copy(source, store, size=size, field="snapshotid"))
+        return planner.plan(context.directory, planner.merge(source, store, size=size, field="snapshotid"))
 
     def _disk(self, context: Context) -> DiskRef:
         volume_id = self._command(context).volume_id
@@ -208,13 +208,11 @@ class CreateFlow:
             motion=context.planned("write").strategy)
 
     def _merge(self, context: Context, work_id: UUID, attempt: int) -> Order:
-        links, store, planned = self._links(context), self._store(context), context.planned("merge")
-        source = known_store(context, links[-1].store_id).spec
-        return MergeImages(
-            job_id=context.job_id, work_id=work_id, attempt=attempt, agent=planned.agent, motion=planned.strategy,
-            reply_key=context.command.key(context.job_id), store=store.spec,
-            source=source if source.id != store.spec.id else None, links=links,
-            key=self._key(context, attempt), kind="template", thing_id=context.new_id("template"))
+        links = self._links(context)
+        return chain.merge_order(
+            context, context.planned("merge"), work_id, attempt, links=links, store=self._store(context),
+            source=known_store(context, links[-1].store_id), key=self._key(context, attempt),
+            thing=("template", context.new_id("template")))
 
     def _written(self, context: Context, result: Mapping[str, Any]) -> None:
         state, image = self._state(context), ImageResult.model_validate(result).image
@@ -245,7 +243,7 @@ class CreateFlow:
         snapshot_id = self._command(context).snapshot_id
         self._release(context, backing_up=False)
         if snapshot_id is not None:
-            context.count(readers("snapshot", snapshot_id), -1)
+            chain.read(context, snapshot_id)
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains, on the disk or in the store."""

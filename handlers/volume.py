@@ -393,7 +393,7 @@ class CreateFlow:
         if command.template_id is not None:
             context.count(template.readers("template", command.template_id), -1)
         if command.snapshot_id is not None:
-            context.count(template.readers("snapshot", command.snapshot_id), -1)
+            chain.read(context, command.snapshot_id)
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The volume; its source may be deleted again."""

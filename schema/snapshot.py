@@ -63,8 +63,28 @@ class RevertSnapshot(Command, type="snapshot.revert"):
         return f"snapshot-{self.id}"
 
 
+class CollapseSnapshot(Command, type="snapshot.collapse"):
+    """Merge a hidden snapshot, and the hidden ones around it, into the one that needs them, if that gives back enough room."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
 class ArchiveSnapshot(Command, type="snapshot.archive"):
     """Back up a snapshot that only lies in its disk, and remove it from there."""
+
+    id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
+class SweepReplaced(Command, type="snapshot.sweep_replaced"):
+    """Delete the objects in whose place a snapshot's merged one stands, unless somebody still reads them."""
 
     id: UUID
 
@@ -161,6 +181,82 @@ class SnapshotQuarantineLifted(Event, type="snapshot.quarantine_lifted"):
     key: str
     hidden: bool = False
     """It is deleted for its users, and kept for those built on it."""
+
+
+class SnapshotCollapseStarted(Event, type="snapshot.collapse_started"):
+    """Its bytes and those of hidden snapshots before it are being merged into a new object."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    store_id: UUID
+    key: str
+    links: list[UUID]
+    """The hidden snapshots, the first of the chain first."""
+    reserved: int = 0
+    """Bytes that the image store keeps free for it."""
+
+
+class SnapshotCollapsed(Event, type="snapshot.collapsed"):
+    """Its object is another one now, which holds what the hidden snapshots held too. The old one rests in the store until nobody
+    reads it any more."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    image: ImageRef
+    parent: UUID | None = None
+    """What it is a delta of from now on; None: it is a full image."""
+    depth: int = 0
+    reason: str = ""
+    """Why it is a full image."""
+    counted: int = 0
+    """Bytes by which it is counted on its store from now on."""
+    links: list[UUID]
+    """The hidden snapshots whose bytes are in it."""
+    chain_size: int = 0
+    """Bytes of all objects that it consists of now."""
+    hidden: bool = False
+    """It was deleted for its users meanwhile."""
+
+
+class SnapshotCollapseFailed(Event, type="snapshot.collapse_failed"):
+    """It stays as it was."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    failure: Failure
+
+
+class SnapshotAbsorbed(Event, type="snapshot.absorbed"):
+    """A hidden snapshot's bytes are in another one's object now; its own goes when nobody reads it any more."""
+
+    snapshot_id: UUID
+    by: UUID
+
+
+class SnapshotShifted(Event, type="snapshot.shifted"):
+    """The chain before it has fewer links now."""
+
+    snapshot_id: UUID
+    depth: int
+    chain_size: int = 0
+    """Bytes of all objects that it consists of now; 0: it is still being written."""
+
+
+class SnapshotSweepStarted(Event, type="snapshot.sweep_started"):
+    """Nobody reads the objects any more in whose place its own stands: they are being deleted."""
+
+    snapshot_id: UUID
+    job_id: UUID
+
+
+class SnapshotSwept(Event, type="snapshot.swept"):
+    """They are gone."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    store_id: UUID
+    key: str
+    """Of the object that it had before."""
 
 
 class SnapshotOffPrimary(Event, type="snapshot.off_primary"):

@@ -42,6 +42,14 @@ def fold(event: Any, at: str) -> Iterator[Change]:
         case snapshot.SnapshotQuarantineLifted():
             yield "snapshot", key, {"error": None}
             yield from copy("snapshot", key, event.store_id, {"state": "Hidden" if event.hidden else "Ready"})
+        case snapshot.SnapshotCollapsed():
+            image = event.image
+            yield "snapshot", key, {"parent_id": str(event.parent) if event.parent else None, "depth": event.depth,
+                                    "reason": event.reason, "error": None, "chain_size": event.chain_size, **sizes(image)}
+            yield from copy("snapshot", key, image.store_id, {
+                "key": image.key, "root": image.root, "state": "Hidden" if event.hidden else "Ready", **sizes(image)})
+        case snapshot.SnapshotShifted():
+            yield "snapshot", key, {"depth": event.depth} | ({"chain_size": event.chain_size} if event.chain_size else {})
         case snapshot.SnapshotOffPrimary():
             yield "snapshot", key, {"on_primary": False}
         case snapshot.SnapshotFailed():

@@ -30,6 +30,8 @@ from tests.acceptance.conftest import Place
 MIB = 1 << 20
 LINKS = 20 if int(os.environ.get("STOREBUS_SOAK_N", "0")) else 5
 
+ENVIRONMENT = {"STOREBUS_SNAPSHOT_COLLAPSE": "0"}
+"""Whatever may be given back is: at rest, nothing is there but what the snapshots that are there hold."""
 ROUNDS = 20 if LINKS == 20 else 2
 
 
@@ -112,7 +114,13 @@ class Chain:
             await connection.close()
 
     async def check(self) -> None:
-        """The bucket is what the projections name; they name the chains of what is there; the log is whole."""
+        """The bucket is what the projections name; they name the chains of what is there, and of those only what was not deleted:
+        that is merged. The log is whole."""
+        for _ in range(600):  # merges and sweeps are jobs of their own
+            kept = {row["id"]: row["key"] for row in await self.rows() if row["key"] is not None}
+            if set(kept) == set(self.sums) and self.place.objects() == {key + end for key in kept.values() for end in ("", SUFFIX)}:
+                break
+            await asyncio.sleep(0.05)
         rows = {row["id"]: row for row in await self.rows()}
         needed: set[str] = set()
         for snapshot in self.sums:
@@ -123,7 +131,10 @@ class Chain:
                 link = rows[link]["parent_id"]
         kept = {name: row["key"] for name, row in rows.items() if row["key"] is not None}
         assert set(kept) == needed
-        assert {name for name in needed if rows[name]["copy"] == "Hidden"} == needed - set(self.sums)
+        assert needed == set(self.sums)
+        assert {row["copy"] for row in rows.values() if row["key"] is not None} <= {"Ready"}
+        assert all(rows[name]["depth"] == (rows[rows[name]["parent_id"]]["depth"] + 1 if rows[name]["parent_id"] else 0)
+                   for name in needed)
         assert self.place.objects() == {key + end for key in kept.values() for end in ("", SUFFIX)}
         assert await verify_all(self.place.up.dsn) == []
 
@@ -133,10 +144,16 @@ class Chain:
         link: str | None = snapshot
         with contextlib.closing(self.place.s3.client()) as client:
             while link is not None:
-                file = self.folder / "objects" / rows[link]["key"]
+                key = rows[link]["key"]
+                file = self.folder / "objects" / key
                 if not file.exists():
-                    file.parent.mkdir(parents=True)
-                    file.write_bytes(client.get_object(Bucket=self.place.bucket, Key=rows[link]["key"])["Body"].read())
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(client.get_object(Bucket=self.place.bucket, Key=key)["Body"].read())
+                    manifest = json.loads(client.get_object(Bucket=self.place.bucket, Key=key + SUFFIX)["Body"].read())
+                    for name in manifest["replaces"]:  # deltas of before a merge name what it stands for
+                        other = self.folder / "objects" / name
+                        other.parent.mkdir(parents=True, exist_ok=True)
+                        other.symlink_to(file)
                 link = rows[link]["parent_id"]
         assert await self.sum(self.folder / "objects" / rows[snapshot]["key"]) == self.sums[snapshot]
 
@@ -219,6 +236,40 @@ async def test_kill_9_at_any_moment_of_a_chain_costs_at_most_a_full_backup(chain
     assert chain.place.disks() == set()
 
 
+async def test_kill_9_while_links_are_merged_leaves_what_is_needed(chain: Chain) -> None:
+    """Everything killed at any moment of deletions and of the merges and sweeps that follow them, while others read."""
+    up, made = chain.place.up, []
+    for _ in range(4):
+        made.append(await chain.snapshot())
+        await chain.write(12)
+    for _ in range(ROUNDS):
+        gone, read = chain.dice.sample(made[:-1], 2)  # the last one is built on all that are there
+        restored = await up.call("createVolume", name="r", snapshotid=chain.dice.choice((read, made[-1])), zoneid=chain.place.zone)
+        answer = await up.call("deleteSnapshot", id=gone)
+        await asyncio.sleep(chain.dice.random() * 0.7)
+        up.kill()
+        await up.start()
+        ended = await up.end(answer["jobid"])
+        if ended["jobstatus"] == 1:
+            del chain.sums[gone]
+            made.remove(gone)
+        else:
+            assert "a volume is being made from the snapshot" in str(ended), ended
+        assert (await up.end(restored["jobid"]))["jobstatus"] == 1
+        await up.call("deleteVolume", id=restored["id"])
+        await chain.check()
+        for snapshot in made:
+            await chain.restore(snapshot)
+        made.append(await chain.snapshot())
+        await chain.write()
+    await chain.judge_objects(made[-1])
+    for snapshot in chain.dice.sample(made, len(made)):
+        await chain.delete(snapshot)
+    await chain.check()
+    assert chain.place.objects() == set()
+    await up.call("deleteVolume", id=chain.volume)
+
+
 def words(place: Place, *more: str) -> str:
     """What the command line says."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
@@ -231,14 +282,14 @@ def words(place: Place, *more: str) -> str:
 async def test_a_chain_is_drawn(chain: Chain) -> None:
     made = [await chain.snapshot() for _ in range(3)]
     await chain.delete(made[0])
+    await chain.check()
     drawn = words(chain.place, "chain", made[1], "-o", "table").splitlines()
-    assert [line.lstrip("│├└─ ").split()[0] for line in drawn] == made
-    assert "full" in drawn[0] and "Destroyed, hidden" in drawn[0] and "because it is the first snapshot" in drawn[0]
-    assert "delta" in drawn[1] and drawn[1].startswith("└── ") and drawn[1].endswith("<-")
-    assert drawn[2].startswith("    └── ")
+    assert [line.lstrip("│├└─ ").split()[0] for line in drawn] == made[1:], "the first was merged into the second"
+    assert "full" in drawn[0] and "because it is the first snapshot" in drawn[0] and drawn[0].endswith("<-")
+    assert "delta" in drawn[1] and drawn[1].startswith("└── ")
     links = json.loads(words(chain.place, "chain", made[2], "--json"))
-    assert [(link["id"], link["kind"], link["parent"]) for link in links] == [
-        (made[0], "full", None), (made[1], "delta", made[0]), (made[2], "delta", made[1])]
+    assert [(link["id"], link["kind"], link["parent"], link["depth"]) for link in links] == [
+        (made[1], "full", None, 0), (made[2], "delta", made[1], 1)]
     assert all(link["bytes"] > 0 and link["key"] for link in links)
     for snapshot in made[1:]:
         await chain.delete(snapshot)

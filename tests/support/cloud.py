@@ -215,8 +215,10 @@ def result_of(order: Order) -> dict[str, Any]:
                              physical_size=1000, root="00",
                              parent=order.parent.key if isinstance(order, WriteSnapshot) and order.parent else "")
             return {"image": image.model_dump(mode="json")}
-        case MergeImages():
-            image = order.links[-1].model_copy(update={"store_id": order.store.id, "key": order.key, "parent": ""})
+        case MergeImages():  # most of what one link has, the next has too
+            image = order.links[-1].model_copy(update={
+                "store_id": order.store.id, "key": order.key, "physical_size": 1000 + 100 * (len(order.links) - 1),
+                "parent": order.parent.key if order.parent else "", "replaces": order.replaces})
             return {"image": image.model_dump(mode="json")}
         case CreateDisk():
             disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=f"{order.volume_id}.qcow2",

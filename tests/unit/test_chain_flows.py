@@ -4,14 +4,19 @@ what is hidden, what is deleted, in which order, and that of two that race neith
 from __future__ import annotations
 
 import random
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from handlers.decider import Limits
+from api.cli_chain import drawing
 from handlers.snapshot import SnapshotState
-from schema.agent import CreateDisk, DeleteImages, DropSnapshot, WorkCompleted, WriteSnapshot
+from schema.agent import (
+    CreateDisk,
+    DeleteImages,
+    DropSnapshot,
+    WorkCompleted,
+    WriteSnapshot,
+)
 from schema.failure import Refused
 from schema.ids import derive
 from schema.image_store import AddImageStore, UpdateImageStore
@@ -19,52 +24,8 @@ from schema.job import CancelJob
 from schema.message import Order
 from schema.snapshot import CreateSnapshot, DeleteSnapshot
 from schema.volume import CreateVolume
-from tests.support.cloud import Cloud, result_of
-
-
-class Chains:
-    """A cloud with a store and a volume, and short words for what the tests do with them."""
-
-    def __init__(self, cloud: Cloud, store: UUID, volume: UUID) -> None:
-        self.cloud, self.store, self.volume = cloud, store, volume
-
-    @classmethod
-    async def start(cls, *, most: int = 8) -> Chains:
-        cloud = await Cloud.start()
-        cloud.runtime.limits = Limits(max_chain=most)
-        store = await cloud.send(AddImageStore(name="s", provider="S3", details={"bucket": "b"}))
-        await cloud.settle()
-        volume = await cloud.send(CreateVolume(name="v", size=1))
-        await cloud.settle()
-        return cls(cloud, derive(store, "image_store"), derive(volume, "volume"))
-
-    async def snapshot(self) -> UUID:
-        job = await self.cloud.send(CreateSnapshot(volume_id=self.volume))
-        await self.cloud.settle()
-        assert await self.cloud.ends(job) == ["job.completed"]
-        return derive(job, "snapshot")
-
-    async def delete(self, snapshot: UUID) -> str:
-        job = await self.cloud.send(DeleteSnapshot(id=snapshot))
-        await self.cloud.settle()
-        return (await self.cloud.ends(job))[0]
-
-    async def state(self, snapshot: UUID) -> SnapshotState:
-        state: SnapshotState = await (await self.cloud.another()).runtime._state(f"snapshot-{snapshot}")
-        return state
-
-    async def statuses(self, *snapshots: UUID) -> list[str]:
-        return [(await self.state(each)).status for each in snapshots]
-
-    async def open(self, kind: type[Order]) -> Any:
-        (order,) = [order for order in await self.cloud.open_orders() if isinstance(order, kind)]
-        return order
-
-    async def residents(self) -> int:
-        return await self.cloud.value(f"image_store/{self.store}/residents")
-
-    async def deleted_keys(self) -> list[str]:
-        return [key for order in await self.cloud.orders() if isinstance(order, DeleteImages) for key in order.keys]
+from tests.support.chains import Chains
+from tests.support.cloud import result_of
 
 
 async def test_each_backup_is_a_delta_of_the_one_before_and_keeps_its_record() -> None:
@@ -229,10 +190,11 @@ async def test_two_handlers_that_know_different_things_decide_as_one() -> None:
     assert await chains.statuses(one) == ["Destroyed"]
 
 
+@pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_happens_nothing_needed_is_deleted_and_nothing_else_remains(seed: int) -> None:
-    """Seeded agents that fail, answer twice and late, find the record of changes lost, among deletes and cancels."""
-    chains = await Chains.start(most=4)
+async def test_whatever_happens_nothing_needed_is_deleted_and_nothing_else_remains(seed: int, merges: bool) -> None:
+    """Seeded agents that fail, answer twice and late, find the record of changes lost, among deletes, restores and cancels."""
+    chains = await Chains.start(most=4, merges=merges)
     dice = random.Random(seed)
     cloud = chains.cloud
     jobs: list[UUID] = []
@@ -254,9 +216,12 @@ async def test_whatever_happens_nothing_needed_is_deleted_and_nothing_else_remai
         taken = await cloud.send(CreateSnapshot(volume_id=chains.volume, async_backup=dice.random() < 0.3))
         jobs.append(taken)
         made.append(derive(taken, "snapshot"))
+        jobs += [await cloud.send(CreateVolume(name="r", snapshot_id=each, zone_id=cloud.zone_id))
+                 for each in made if dice.random() < 0.2]
         jobs += [await cloud.send(DeleteSnapshot(id=each)) for each in made if dice.random() < 0.25]
         await cloud.chaos(seed, jobs, cancel)
         await needed_is_there(chains, made)
+        await chains.counted()
     for each in dice.sample(made, len(made)):
         await chains.delete(each)
         await needed_is_there(chains, made)
@@ -278,7 +243,22 @@ async def needed_is_there(chains: Chains, made: list[UUID]) -> None:
             assert link.image is not None and link.image.key not in gone and link.status in ("BackedUp", "Hidden")
             needed.add(link.id)
             assert bool(link.image.parent) == (link.parent is not None)
-            link = states[link.parent] if link.parent else None
+            below = states[link.parent] if link.parent else None
+            if below is not None:
+                assert below.image is not None
+                assert link.image.parent in (below.image.key, *below.image.replaces), "it is found by the names in the store"
+                assert link.depth == below.depth + 1
+            link = below
     hidden = {state.id for state in states.values() if state.status == "Hidden"}
     assert hidden <= needed
     assert await chains.residents() == len(needed)
+
+
+def test_a_hidden_link_is_drawn_as_one() -> None:
+    link = {"name": "s", "bytes": 1 << 20, "state": "BackedUp", "copy": "Ready", "reason": ""}
+    drawn = drawing([
+        link | {"id": "a", "kind": "full", "parent": None, "state": "Destroyed", "copy": "Hidden", "reason": "it is the first"},
+        link | {"id": "b", "kind": "delta", "parent": "a"}, link | {"id": "c", "kind": "delta", "parent": "b"}], "b")
+    assert "Destroyed, hidden" in drawn[0] and drawn[0].endswith("because it is the first")
+    assert drawn[1].startswith("└── b") and drawn[1].endswith("<-")
+    assert drawn[2].startswith("    └── c")

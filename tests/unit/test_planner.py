@@ -19,7 +19,7 @@ from schema.image import ImageFormat, PrimarySpec, StoreSpec
 from schema.image_store import AddImageStore
 from schema.job import JobPlanned
 from schema.message import Order
-from schema.motion import BACKUP, COPY, FETCH, RESTORE, MotionSpec
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, MotionSpec
 from schema.snapshot import CreateSnapshot
 from schema.template import RegisterTemplate
 from schema.volume import CreateVolume
@@ -31,6 +31,7 @@ DIRECT = MotionSpec(name="direct", moves=[FETCH, BACKUP, RESTORE], reads=["range
 SLOW = MotionSpec(name="staged", moves=[BACKUP, RESTORE], passes=2, start=30)
 PAIRS = MotionSpec(name="store-to-store", moves=[COPY], reads=["ranged_read"], writes=["parallel_parts"], passes=2)
 PRIMARY = PrimarySpec(id=UUID(int=3), name="local", kind="folder", path="/p", zone_id=ZONE, agent="kvm-1")
+LINKS = PAIRS.model_copy(update={"moves": [COPY, MERGE]})
 
 
 def store(name: str = "vault", provider: str = "s3", zone: UUID | None = None) -> Store:
@@ -89,6 +90,12 @@ def test_what_is_dearer_for_much_may_be_cheaper_for_little() -> None:
 def test_every_byte_is_counted_as_often_as_it_crosses_the_network() -> None:
     plan = planner.plan(world(storage(motions=[PAIRS])), planner.copy(store("a"), store("b"), size=1000, field="id"))
     assert (plan.strategy, plan.agent, plan.cost.bytes) == ("store-to-store", "st-1", 2000)
+
+
+def test_links_are_merged_by_whoever_reaches_their_store() -> None:
+    plan = planner.plan(world(storage(zone=OTHER, motions=[LINKS]), storage("st-2", motions=[LINKS])),
+                        planner.merge(store(zone=ZONE), store(zone=ZONE), size=1000, field="id"))
+    assert (plan.strategy, plan.agent, plan.cost.bytes) == ("store-to-store", "st-2", 2000)
 
 
 def test_an_unknown_size_is_not_made_up() -> None:
@@ -150,6 +157,10 @@ RESTORED = planner.restore(store(), PRIMARY, size=5, basis="", field="templateid
      planner.copy(store("a"), store("b", "swift"), size=1, field="id"), "the provider s3 and swift", "the storage agents"),
     (world(storage(zone=OTHER, motions=[PAIRS]), storage("st-2", motions=[])), planner.copy(store("a", zone=ZONE), store("b"), size=1,
      field="id"), f"store-to-store for {COPY}", f"the storage agents of the zone {ZONE}"),
+    (world(storage(motions=[PAIRS])), planner.merge(store(), store(), size=1, field="id"), f"store-to-store for {MERGE}",
+     "every agent"),
+    (world(storage(motions=[LINKS], providers=[s3("ranged_read")])), planner.merge(store(), store(), size=1, field="id"),
+     "parallel_parts", "the image store vault (s3)"),
     (world(storage(providers=[]), kvm(DIRECT)), planner.fetch("http://x/y", store()), "the provider s3",
      "the storage agents"),
     (world(storage(zone=OTHER)), planner.fetch("http://x/y", store(zone=ZONE)), "the provider s3",

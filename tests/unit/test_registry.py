@@ -48,7 +48,8 @@ def test_every_command_message_can_be_called() -> None:
     messages = {each.TYPE for each in REGISTRY.values() if issubclass(each, Command)}
     assert messages - set(registry.BY_TYPE) == {
         "snapshot.backup", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
-        "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop", "volume.drop_image"}
+        "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop", "volume.drop_image",
+        "snapshot.collapse", "snapshot.sweep_replaced"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -270,6 +270,28 @@ async def test_kill_9_while_links_are_merged_leaves_what_is_needed(chain: Chain)
     await up.call("deleteVolume", id=chain.volume)
 
 
+async def test_a_template_of_any_link_holds_what_it_holds(chain: Chain) -> None:
+    up, made = chain.place.up, []
+    for _ in range(3):
+        made.append(await chain.snapshot())
+        await chain.write()
+    for snapshot in (made[0], made[2]):  # a full image, copied inside its store; and a chain, merged
+        template, job = await up.done("createTemplate", name="t", displaytext="t", snapshotid=snapshot, ostypeid="")
+        assert job["jobstatus"] == 1, job
+        volume, job = await up.done("createVolume", name="r", templateid=template, zoneid=chain.place.zone)
+        assert job["jobstatus"] == 1, job
+        found = (await up.call("listVolumes", id=volume))["volume"][0]
+        assert await chain.sum(up.data / "primary" / found["path"]) == chain.sums[snapshot]
+        await up.call("deleteVolume", id=volume)
+        answer = await up.call("deleteTemplate", id=template)
+        assert (await up.end(answer["jobid"]))["jobstatus"] == 1
+    for snapshot in made:
+        await chain.delete(snapshot)
+    await chain.check()
+    assert chain.place.objects() == set()
+    await up.call("deleteVolume", id=chain.volume)
+
+
 def words(place: Place, *more: str) -> str:
     """What the command line says."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}

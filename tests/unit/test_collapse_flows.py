@@ -17,11 +17,13 @@ from schema.agent import (
     WriteSnapshot,
 )
 from schema.failure import Damage, Refused
+from schema.ids import derive
 from schema.image_store import UpdateImageStore
 from schema.job import CancelJob
 from schema.message import Order
 from schema.scrub import LiftQuarantine, ScrubStore
 from schema.snapshot import CollapseSnapshot, CreateSnapshot, DeleteSnapshot, RevertSnapshot
+from schema.template import CreateTemplate
 from schema.volume import CreateVolume
 from tests.support.chains import Chains
 
@@ -185,6 +187,27 @@ async def test_a_volume_that_is_reverted_counts_as_a_reader() -> None:
     await chains.cloud.settle()
     assert len(await chains.deleted_keys()) == 2
     await chains.counted()
+
+
+async def test_a_template_is_made_of_the_chain_that_its_order_names() -> None:
+    chains, made = await hidden_first()
+    old = [await chains.state(each) for each in made]
+    job = await chains.cloud.send(CreateTemplate(name="t", snapshot_id=made[3]))
+    orders = {order.thing_id: order for order in await chains.cloud.open_orders() if isinstance(order, MergeImages)}
+    flatten, collapse = orders[derive(job, "template")], orders[made[2]]
+    assert (flatten.links, flatten.parent, flatten.replaces) == ([state.image for state in old], None, [])
+    assert (flatten.source, flatten.kind, flatten.key.split("/")[1]) == (None, "template", "template")
+    await chains.cloud.complete(collapse)
+    await chains.cloud.submissions()
+    assert await chains.deleted_keys() == [], "the template is still made of them"
+    await chains.cloud.complete(flatten)
+    await chains.cloud.settle()
+    assert await chains.deleted_keys() == [_key(old[2]), _key(old[1])]
+    assert await chains.cloud.ends(job) == ["job.completed"]
+    again = await chains.cloud.send(CreateTemplate(name="u", snapshot_id=made[3]))
+    assert len((await chains.open(MergeImages)).links) == 3
+    await chains.cloud.settle()
+    assert await chains.cloud.ends(again) == ["job.completed"]
 
 
 @pytest.mark.parametrize(("percent", "merged"), [(0, True), (50, True), (51, False), (100, False)])

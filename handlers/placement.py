@@ -93,6 +93,15 @@ def primary(directory: Directory, zone_id: UUID, storage_id: UUID | None = None)
     return found[0]
 
 
+def primary_of(directory: Directory, zone_id: UUID, agent: str) -> UUID:
+    """The primary store of one host with the most free bytes. Raises Unavailable."""
+    found = [spec for spec, _ in directory.primaries.values() if spec.zone_id == zone_id and spec.agent == agent]
+    if not found:
+        raise Unavailable(f"no primary store is known on the host {agent}", field="virtualmachineid",
+                          remedy="createStoragePool opens one there")
+    return min(found, key=lambda spec: (-directory.free.get(spec.id, 0), str(spec.id))).id
+
+
 def storage_agent(directory: Directory, provider: str, zone_id: UUID | None) -> str:
     """A storage agent that carries `provider`, in the zone when one is named. Raises Unavailable."""
     carriers = _carriers(directory, provider, zone_id)

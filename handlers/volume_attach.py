@@ -9,10 +9,11 @@ agent's to know: a running one is plugged, a stopped one has the disk when it st
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from handlers import machine, volume
+from handlers import machine, placement, volume, volume_upload
 from handlers.decider import Context, Flow, Step
 from handlers.job import result_of
 from schema.agent import AttachDisk, DetachDisk
@@ -67,10 +68,15 @@ class _AtMachine:
 
 
 class AttachFlow(_AtMachine):
-    """Take a device of the machine, then have the disk put there."""
+    """Take a device of the machine, then have the disk put there. An uploaded volume gets its disk first, on that host."""
+
+    placed = True
 
     def __init__(self) -> None:
-        self.steps = (Step(name="attach", order=self.attach, undo=self.detach, undo_always=True),)
+        place = volume_upload.place_step()
+        self._disk_made = place.done
+        self.steps = (replace(place, done=self._placed),
+                      Step(name="attach", order=self.attach, undo=self._taken_back, undo_always=True))
 
     def streams(self, job_id: UUID, command: AttachVolume) -> list[str]:
         """The volume and the machine."""
@@ -87,22 +93,40 @@ class AttachFlow(_AtMachine):
         assert isinstance(command, AttachVolume)
         at = machine.known(context, command.virtual_machine_id)
         state = self.which(context)
-        volume.idle(state)
+        if state.status != "Uploaded":
+            volume.idle(state)
         if at.owner.account_id != state.owner.account_id:
             raise BadParameter(f"the machine belongs to the account {at.owner.account}, the volume to {state.owner.account}",
                                field="virtualmachineid", remedy="name a machine of the volume's account")
         if at.zone_id != state.zone_id:
             raise BadParameter("the machine is not in the zone of the volume", field="virtualmachineid",
                                remedy="name a machine that is in the same zone as the volume")
-        assert state.disk is not None
-        if at.agent != state.disk.primary.agent:
+        if state.disk is not None and at.agent != state.disk.primary.agent:
             raise BadParameter(
                 f"the volume lies on the host {state.disk.primary.agent}, and the machine is on {at.agent}",
                 field="virtualmachineid", remedy="name a machine of that host; volumes do not move between hosts yet")
         device_id = machine.device(at, command.device_id)
-        context.emit(volume.stream(state.id), VolumeAttachStarted(
-            volume_id=state.id, machine_id=at.id, device_id=device_id, job_id=context.job_id))
+        if state.status == "Uploaded":
+            volume_upload.begin(context, state, placement.primary_of(context.directory, at.zone_id, at.agent))
         context.emit(machine.stream(at.id), MachineDiskAdded(machine_id=at.id, volume_id=state.id, device_id=device_id))
+        if state.status == "Ready":
+            self._started(context)
+
+    def _started(self, context: Context) -> None:
+        """The volume has its disk, and is on its way to the device that was taken for it."""
+        assert isinstance(context.command, AttachVolume)
+        volume_id, machine_id = context.command.id, context.command.virtual_machine_id
+        devices = context.state(machine.stream(machine_id)).devices
+        context.emit(volume.stream(volume_id), VolumeAttachStarted(
+            volume_id=volume_id, machine_id=machine_id, job_id=context.job_id,
+            device_id=next(device for device, at in devices.items() if at == volume_id)))
+
+    def _placed(self, context: Context, result: Mapping[str, Any]) -> None:
+        self._disk_made(context, result)
+        self._started(context)
+
+    def _taken_back(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
+        return self.detach(context, work_id, attempt) if self.which(context).status == "Attaching" else None
 
     def finish(self, context: Context) -> dict[str, Any]:
         """The volume, at its machine."""
@@ -112,9 +136,14 @@ class AttachFlow(_AtMachine):
 
     def fail(self, context: Context, failure: Failure) -> None:
         """The machine does not have it, and its device is free."""
-        self.free(context)
-        state = self.which(context)
-        context.emit(volume.stream(state.id), VolumeAttachFailed(volume_id=state.id, failure=failure))
+        assert isinstance(context.command, AttachVolume)
+        state, machine_id = self.which(context), context.command.virtual_machine_id
+        taken = next(device for device, at in context.state(machine.stream(machine_id)).devices.items() if at == state.id)
+        context.emit(machine.stream(machine_id), MachineDiskRemoved(machine_id=machine_id, volume_id=state.id, device_id=taken))
+        if state.status == "Attaching":
+            context.emit(volume.stream(state.id), VolumeAttachFailed(volume_id=state.id, failure=failure))
+        else:
+            volume_upload.not_placed(context, failure)
 
 
 class DetachFlow(_AtMachine):

@@ -12,16 +12,18 @@ import pytest
 from api.edge import Edge
 from handlers.agent import proof
 from handlers.machine import MOST
-from schema.agent import AgentHello, AttachDisk, DetachDisk
-from schema.failure import Refused
+from schema.agent import AgentHello, AttachDisk, CreateDisk, DetachDisk
+from schema.failure import Refused, Unavailable
 from schema.identity import ROOT_ACCOUNT, CreateAccount
 from schema.ids import derive
+from schema.image import ImageFormat
 from schema.image_store import AddImageStore
 from schema.job import CancelJob
 from schema.machine import MachineSpec
 from schema.snapshot import CreateSnapshot
 from schema.volume import CreateVolume, DeleteVolume, DestroyVolume, UpdateVolume
 from schema.volume_attach import AttachVolume, DetachVolume
+from schema.volume_upload import UploadVolume
 from tests.support.cloud import TOKEN, Cloud
 from tests.support.system import FakeSystem
 
@@ -301,3 +303,61 @@ async def test_whatever_agents_do_each_job_ends_once_and_both_streams_agree(seed
     for volume in volumes:
         now = await state(cloud, volume)
         assert now.status == "Ready" and held.get(volume) == ((now.machine, now.device_id) if now.machine else None)
+
+
+async def uploaded(cloud: Cloud) -> UUID:
+    await ended(cloud, AddImageStore(name="s", provider="S3", details={"bucket": "b"}))
+    job = await cloud.send(UploadVolume(url="http://x/y.qcow2", name="u", zone_id=cloud.zone_id, format=ImageFormat.QCOW2))
+    await cloud.settle()
+    volume = derive(job, "volume")
+    assert (await state(cloud, volume)).status == "Uploaded"
+    return volume
+
+
+async def test_an_uploaded_volume_gets_its_disk_on_the_machines_host_first() -> None:
+    cloud = await Cloud.start()
+    volume = await uploaded(cloud)
+    await report(cloud, spec())
+    assert await ended(cloud, AttachVolume(id=volume, virtual_machine_id=M, device_id=6)) == "completed"
+    now = await state(cloud, volume)
+    assert (now.status, now.machine, now.device_id, now.disk.primary.agent) == ("Ready", M, 6, "host-1")
+    assert await ended(cloud, DetachVolume(id=volume)) == "completed"
+    assert await ended(cloud, DeleteVolume(id=volume)) == "completed"
+    assert {name: value for name, (value, _) in (await cloud.store.counters()).items() if value} == {}
+    await report(cloud, spec(N), agent="host-2")
+    other = await uploaded_again(cloud)
+    assert "no primary store is known on the host host-2" in (await unavailable(cloud, AttachVolume(id=other, virtual_machine_id=N)))
+
+
+async def uploaded_again(cloud: Cloud) -> UUID:
+    job = await cloud.send(UploadVolume(url="http://x/z.qcow2", name="u", zone_id=cloud.zone_id, format=ImageFormat.QCOW2))
+    await cloud.settle()
+    return derive(job, "volume")
+
+
+async def unavailable(cloud: Cloud, command: Any) -> str:
+    with pytest.raises(Unavailable) as told:
+        await cloud.runtime.precheck(command, uuid4())
+    return told.value.failure.cause
+
+
+@pytest.mark.parametrize(("kind", "then"), [(CreateDisk, "Uploaded"), (AttachDisk, "Ready")])
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_uploaded_volume_that_is_not_attached_keeps_what_it_has(kind: Any, then: str, cancelled: bool) -> None:
+    cloud = await Cloud.start()
+    volume = await uploaded(cloud)
+    await report(cloud, spec())
+    job = await cloud.send(AttachVolume(id=volume, virtual_machine_id=M))
+    for _ in range(4):
+        [order] = [each for each in await cloud.open_orders() if isinstance(each, (CreateDisk, AttachDisk))]
+        if isinstance(order, kind):
+            break
+        await cloud.complete(order)
+    if cancelled:
+        await cloud.send(CancelJob(job_id=job))
+    await (cloud.stop(order) if cancelled else cloud.fail(order))
+    await cloud.settle()
+    assert await cloud.ends(job) == ["job.cancelled" if cancelled else "job.failed"]
+    now = await state(cloud, volume)
+    assert (now.status, now.machine) == (then, None)
+    assert await ended(cloud, AttachVolume(id=volume, virtual_machine_id=M, device_id=1)) == "completed"

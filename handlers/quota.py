@@ -52,7 +52,8 @@ def weights(noun: str, state: Any) -> dict[str, int]:
         case "snapshot":
             there = state.status not in ("Error", "Destroying", "Destroyed", "Hidden")
             gone = state.status == "Destroyed" or state.absorbed
-            return {"snapshot": int(there), "secondary_storage": 0 if gone else state.counted}
+            copies = sum(copy.counted for copy in state.places.copies.values())
+            return {"snapshot": int(there), "secondary_storage": copies + (0 if gone else state.counted)}
         case "template":
             there = state.status not in ("Failed", "Deleting", "Deleted")
             gone = state.status in ("Failed", "Deleted") or (state.status == "Deleting" and state.image is None)

@@ -18,6 +18,7 @@ from handlers import (
     placement,
     planner,
     resource_tag,
+    snapshot_places,
     snapshot_policy,
     snapshot_stop,
     template,
@@ -175,6 +176,7 @@ class _Backup:
             snapshot_stop.wake(context, state)
             if state.status == "BackedUp":
                 snapshot_policy.kept(context, state.policy_id, state.id)
+                snapshot_places.copy_on(context, state)
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains, on the disk or in the store."""
@@ -231,6 +233,7 @@ class CreateFlow(_Backup):
         snapshot_type = snapshot_policy.type_of(context, command.policy_id, of.id)
         head: SnapshotState | None = context.state(stream(of.head)) if of.head is not None else None
         store = placement.backup_store(context.directory, of.zone_id, prefer=head.store_id if head is not None else None)
+        snapshot_places.reachable(context, store, command.zone_ids)
         self.planned(context, of.disk, store, None)  # what cannot be backed up is not taken
         snapshot_id = self.snapshot_id(context)
         context.count(image_store.residents(store.spec.id), +1, otherwise=Unavailable(
@@ -239,7 +242,7 @@ class CreateFlow(_Backup):
             snapshot_id=snapshot_id, volume_id=of.id, name=command.name or f"{of.name}-{str(snapshot_id)[:8]}",
             zone_id=of.zone_id, disk=of.disk, tag=f"sb-{derive(context.job_id, 'take').hex}",
             store_id=store.spec.id, job_id=context.job_id, owner=of.owner, snapshot_type=snapshot_type,
-            policy_id=command.policy_id))
+            policy_id=command.policy_id, zone_ids=command.zone_ids))
         resource_tag.put(context, "Snapshot", snapshot_id, of.owner, command.tags)
         context.emit(volume.stream(of.id), VolumeSnapshotStarted(
             volume_id=of.id, snapshot_id=snapshot_id, job_id=context.job_id))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from handlers import capacity, chain, image_store, snapshot, snapshot_policy, snapshot_stop, template
+from handlers import capacity, chain, image_store, snapshot, snapshot_copy, snapshot_policy, snapshot_stop, template
 from handlers.decider import Context, Flow, Step
 from schema.failure import BadParameter, Failure, InUse
 from schema.message import Command, Order
@@ -51,6 +51,12 @@ class DeleteFlow:
             return
         context.count(template.readers("snapshot", state.id), ceiling=0, otherwise=InUse(
             "a volume is being made from the snapshot", field="id", remedy="wait for that job to end"))
+        command = context.command
+        assert isinstance(command, DeleteSnapshot)
+        if snapshot_copy.leave(context, state, command.zone_id):
+            context.count(template.readers("snapshot", state.id), lift=True)  # it is read elsewhere from now on
+            return
+        snapshot_copy.leave_all(context, state)
         snapshot_policy.let_go(context, state.policy_id, state.id)
         doomed = [state] if chain.kept(state) else [state, *chain.hidden_above(context, state.id)]
         for each in doomed:
@@ -71,6 +77,8 @@ class DeleteFlow:
 
     def _delete(self, context: Context, work_id: UUID, attempt: int) -> Order | None:
         state = self._state(context)
+        if state.ending != context.job_id:  # it stays in other zones
+            return None
         keys = [each.image.key for each in self._doomed(context) if each.image is not None]
         if not keys or chain.kept(state):
             return None
@@ -80,6 +88,8 @@ class DeleteFlow:
     def finish(self, context: Context) -> dict[str, Any]:
         """The store confirmed, or others need its bytes."""
         state = self._state(context)
+        if state.ending != context.job_id:
+            return {"success": True}
         if chain.kept(state):
             context.emit(snapshot.stream(state.id), SnapshotHidden(snapshot_id=state.id, store_id=state.store_id))
             chain.look_again(context, context.state(snapshot.stream(state.id)))

@@ -77,7 +77,8 @@ async def _run(runtime: Runtime, rows: list[LogRow], state: PolicyState, due_at:
     with contextlib.suppress(Refused):  # it was asked for before, when its volume had another name: it is that job still
         await runtime.begin(CreateSnapshot(
             volume_id=state.volume_id, name=f"{volume.name[:200]}-{due_at:%Y%m%d%H%M}-{state.interval.lower()}",
-            policy_id=state.id, tags=dict(state.tags)), job_id, None if state.owner == ROOT_OWNER else state.owner)
+            policy_id=state.id, tags=dict(state.tags), zone_ids=list(state.zone_ids)), job_id,
+            None if state.owner == ROOT_OWNER else state.owner)
     missed, after = 0, due_at
     while missed < COUNTED and (after := state.next_after(after)) <= now:
         missed += 1

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from bus.event_store import Timer
-from handlers import placement, resource_tag, snapshot_schedule
+from handlers import resource_tag, snapshot_places, snapshot_schedule
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema import ids
@@ -214,8 +214,7 @@ class CreateFlow(_Now):
             raise BadParameter(f"{command.max_snaps} is not 1 to {snapshot_schedule.MOST}", field="maxsnaps",
                                remedy=f"at most {snapshot_schedule.MOST} snapshots of a policy are kept")
         resource_tag.check(command.tags)
-        for zone_id in command.zone_ids:
-            placement.zone(context.directory, zone_id)
+        snapshot_places.wanted(context, command.zone_ids, "zoneids")
         policy_id = policy_of(of.id, command.interval_type)
         context.emit(stream(policy_id), SnapshotPolicySet(
             policy_id=policy_id, volume_id=of.id, interval_type=command.interval_type, schedule=command.schedule.strip(),

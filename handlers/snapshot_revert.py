@@ -70,7 +70,7 @@ class RevertFlow:
     def _links(self, context: Context) -> list[ImageRef]:
         state = self._state(context)
         assert state.image is not None
-        return [*chain.images(context, state.id), state.image]
+        return chain.whole(context, state.id)
 
     def _plan(self, context: Context) -> MotionPlan:
         state, of, links = self._state(context), self._volume(context), self._links(context)

@@ -5,10 +5,13 @@ Owns the table of transitions and what each event changes. Refuses to decide: th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from handlers import snapshot_places
 from handlers.decider import IllegalTransition
+from handlers.snapshot_places import Places, SnapshotCopy
 from schema.failure import Damage
 from schema.identity import ROOT_OWNER, Owner
 from schema.image import DiskRef, ImageRef
@@ -76,6 +79,8 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     **{(status, SnapshotShifted.TYPE): status for status in ("BackingUp", "BackedUp", "Destroying", "Hidden")},
     **{(status, event.TYPE): status for status in ("BackedUp", "Destroying", "Hidden", "Destroyed")
        for event in (SnapshotSweepStarted, SnapshotSwept)},
+    # copies elsewhere
+    **snapshot_places.TRANSITIONS,
 }
 """(state, event) -> state. Everything else is illegal."""
 
@@ -139,6 +144,15 @@ class SnapshotState:
     """The object in whose place its own stands, as long as it is still there."""
     sweep: UUID | None = None
     """The job that deletes those."""
+    wanted: tuple[UUID, ...] = ()
+    """Further zones to which it is copied once it is backed up."""
+    places: Places = field(default_factory=Places)
+    """Where else it is."""
+
+    @property
+    def copies(self) -> Mapping[UUID, SnapshotCopy]:
+        """Its copies in further stores."""
+        return self.places.copies
 
 
 def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
@@ -149,7 +163,8 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
     if isinstance(event, SnapshotRequested):
         return SnapshotState(status=status, id=event.snapshot_id, volume_id=event.volume_id, zone_id=event.zone_id,
                              disk=event.disk, tag=event.tag, store_id=event.store_id, job_id=event.job_id,
-                             working=event.job_id, policy_id=event.policy_id, owner=event.owner)
+                             working=event.job_id, policy_id=event.policy_id, owner=event.owner,
+                             wanted=tuple(event.zone_ids))
     assert state is not None
     if isinstance(event, SnapshotTaken):
         return replace(state, status=status, on_primary=True, counted=event.reserved)
@@ -160,7 +175,7 @@ def evolve(state: SnapshotState | None, event: Event) -> SnapshotState:
         return there if event.image.parent else replace(there, parent=None, depth=0, reason=event.reason)
     if isinstance(event, SnapshotFailed):
         return replace(state, status=status, image=None, on_primary=False, parent=None, counted=0)
-    return _linked(replace(state, status=status), event)
+    return _linked(replace(state, status=status, places=snapshot_places.evolve(state.places, event)), event)
 
 
 def _linked(state: SnapshotState, event: Event) -> SnapshotState:
@@ -176,9 +191,9 @@ def _linked(state: SnapshotState, event: Event) -> SnapshotState:
             return replace(state, children=state.children - {event.child_id})
         case SnapshotDeleteRequested():
             return replace(state, ending=event.job_id)
-        case SnapshotQuarantined():
+        case SnapshotQuarantined() if event.store_id == state.store_id:
             return replace(state, damage=event.damage)
-        case SnapshotQuarantineLifted():
+        case SnapshotQuarantineLifted() if event.store_id == state.store_id:
             return replace(state, damage=None)
         case _:
             return _merged(state, event)

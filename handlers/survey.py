@@ -20,7 +20,8 @@ from schema.scrub import ScrubTarget
 
 TYPES = ("snapshot.requested", "snapshot.backed_up", "snapshot.failed", "snapshot.delete_requested", "snapshot.hidden",
          "snapshot.deleted", "snapshot.collapse_started", "snapshot.collapse_failed", "snapshot.collapsed", "snapshot.absorbed",
-         "snapshot.swept", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
+         "snapshot.swept", "snapshot.copy_started", "snapshot.copied", "snapshot.copy_failed", "snapshot.copy_delete_requested",
+         "snapshot.copy_deleted", "snapshot.quarantined", "snapshot.quarantine_lifted", "template.registered", "template.ready",
          "template.failed", "template.delete_requested", "template.deleted", "template.quarantined",
          "template.quarantine_lifted", "template.copy_requested", "template.copy_ready", "template.copy_failed",
          "template.copy_delete_requested", "template.copy_deleted", "volume_copy.requested", "volume_copy.failed",
@@ -124,7 +125,12 @@ class Survey:
         snapshot_id = getattr(event, "snapshot_id", None)
         thing: Thing = ("snapshot", snapshot_id) if snapshot_id is not None else ("template", event.template_id)
         match event:
-            case snapshot.SnapshotBackedUp() | template.TemplateReady() | template.TemplateCopyReady():
+            case snapshot.SnapshotCopyStarted():
+                self.coming.setdefault(thing, set()).add(event.store_id)
+            case snapshot.SnapshotCopyFailed():
+                self._came(thing, event.store_id)
+                self._left(thing, event.store_id)
+            case snapshot.SnapshotBackedUp() | snapshot.SnapshotCopied() | template.TemplateReady() | template.TemplateCopyReady():
                 image = event.image
                 self._came(thing, image.store_id)
                 self._keys.setdefault(thing, {})[image.store_id] = image.key
@@ -135,8 +141,8 @@ class Survey:
             case snapshot.SnapshotCollapseFailed():
                 self.coming.pop(thing, None)
             case snapshot.SnapshotCollapsed():
-                self._each(thing, leaving=True)  # known until it is gone
                 image = event.image
+                self._change(self._key(thing, image.store_id), leaving=True)  # known until it is gone
                 self._came(thing, image.store_id)
                 self._keys.setdefault(thing, {})[image.store_id] = image.key
                 self.copies[image.key] = Copy(thing, image.store_id, ScrubTarget(
@@ -148,12 +154,14 @@ class Survey:
             case snapshot.SnapshotFailed() | template.TemplateFailed():
                 self.coming.pop(thing, None)
                 self._gone(thing)
+            case snapshot.SnapshotDeleted() if self._keys.get(thing, {}).keys() - {event.store_id}:
+                self._left(thing, event.store_id)  # its copies elsewhere go by jobs of their own
             case snapshot.SnapshotDeleted() | template.TemplateDeleted():
                 self._gone(thing)
             case snapshot.SnapshotDeleteRequested() | template.TemplateDeleteRequested():
                 self._each(thing, leaving=True)
             case snapshot.SnapshotHidden():
-                self._each(thing, leaving=False)
+                self._change(self._key(thing, event.store_id), leaving=False)
                 self.hidden.add(thing)
             case snapshot.SnapshotQuarantined() | template.TemplateQuarantined():
                 self._change(self._key(thing, event.store_id), quarantined=True)
@@ -161,10 +169,13 @@ class Survey:
                 self._change(self._key(thing, event.store_id), quarantined=False)
             case template.TemplateCopyFailed():
                 self._came(thing, event.store_id)
-            case template.TemplateCopyDeleteRequested():
+            case template.TemplateCopyDeleteRequested() | snapshot.SnapshotCopyDeleteRequested():
                 self._change(self._key(thing, event.store_id), leaving=True)
-            case template.TemplateCopyDeleted():
-                self.copies.pop(self._keys.get(thing, {}).pop(event.store_id, ""), None)
+            case template.TemplateCopyDeleted() | snapshot.SnapshotCopyDeleted():
+                self._left(thing, event.store_id)
+
+    def _left(self, thing: Thing, store_id: UUID) -> None:
+        self.copies.pop(self._keys.get(thing, {}).pop(store_id, ""), None)
 
     def _key(self, thing: Thing, store_id: UUID) -> str:
         return self._keys.get(thing, {}).get(store_id, "")

@@ -17,7 +17,9 @@ from handlers import (
     scrub,
     snapshot,
     snapshot_archive,
+    snapshot_copy,
     snapshot_delete,
+    snapshot_extract,
     snapshot_policy,
     snapshot_revert,
     template,
@@ -62,6 +64,8 @@ FLOWS: dict[type[Command], Flow] = (
     | snapshot_policy.FLOWS
     | snapshot_revert.FLOWS
     | snapshot_archive.FLOWS
+    | snapshot_copy.FLOWS
+    | snapshot_extract.FLOWS
     | zone.FLOWS
     | primary_store.FLOWS
     | backup_provider.FLOWS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, offering, placement, planner, primary_store, template
+from handlers import chain, offering, placement, planner, primary_store, snapshot_places, template
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -315,7 +315,8 @@ class CreateFlow:
                                    remedy="listSnapshots shows them")
             if state.status != "BackedUp":
                 raise BadParameter(f"the snapshot is {state.status}, not BackedUp", field="snapshotid")
-            return "snapshot", command.snapshot_id, state.image
+            near = snapshot_places.resting(context, state, command.zone_id) if command.zone_id is not None else None
+            return "snapshot", command.snapshot_id, near.image if near is not None else state.image
         return None
 
     def _sound(self, context: Context, source: tuple[str, UUID, ImageRef] | None) -> None:
@@ -326,7 +327,8 @@ class CreateFlow:
         if thing == "template":
             template.readable(context, template.known(context, thing_id, "templateid"), self._zone(context))
             return
-        bad = chain.quarantined(context, thing_id)
+        bad: Any = context.state(thing_stream("snapshot", thing_id)).copies.get(image.store_id)
+        bad = bad or chain.quarantined(context, thing_id)
         if bad is not None and bad.damage is not None:
             raise template.quarantine_refused(context, thing, image.store_id, bad.damage)
 
@@ -357,7 +359,7 @@ class CreateFlow:
         if source is None:
             return None
         thing, thing_id, image = source
-        links = [*(chain.images(context, thing_id) if thing == "snapshot" else []), image]
+        links = [*(chain.images(context, thing_id) if image.parent else []), image]
         basis = "the object's size" if len(links) == 1 else f"the sizes of the {len(links)} objects of its chain"
         return planner.plan(context.directory, planner.restore(
             template.known_store(context, image.store_id), primary, size=sum(link.physical_size for link in links),
@@ -373,7 +375,7 @@ class CreateFlow:
             reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
             virtual_size=state.size, image=image,
             store=template.known_store(context, image.store_id).spec if image is not None else None,
-            base=chain.images(context, command.snapshot_id) if command.snapshot_id is not None else [],
+            base=chain.images(context, source[1]) if source is not None and image is not None and image.parent else [],
             motion=context.planned("create").strategy if image is not None else "direct")
 
     def _created(self, context: Context, result: Mapping[str, Any]) -> None:

@@ -21,6 +21,8 @@ class CreateSnapshot(Command, type="snapshot.create"):
     """Given to the snapshot."""
     policy_id: UUID | None = None
     """The policy of the same volume that it is taken for: it is of that one's interval, and counts among its snapshots."""
+    zone_ids: list[UUID] = []
+    """Further zones in which it is to be usable once it is backed up."""
     account: str = ""
     """The account that the volume belongs to; empty: whichever it is."""
     domain_id: UUID | None = None
@@ -73,6 +75,47 @@ class CollapseSnapshot(Command, type="snapshot.collapse"):
         return f"snapshot-{self.id}"
 
 
+class CopySnapshot(Command, type="snapshot.copy"):
+    """Make a snapshot usable in further zones: by a copy in an image store of each, or at once where its own store reaches it."""
+
+    id: UUID
+    zone_ids: list[UUID]
+    source_zone_id: UUID | None = None
+    """A zone in which it is; None: whichever it is in."""
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
+class DeleteSnapshotCopy(Command, type="snapshot.delete_copy"):
+    """Delete the bytes of one copy of a snapshot that nobody may use any more."""
+
+    EVENT = "SNAPSHOT.DELETE"
+
+    id: UUID
+    store_id: UUID
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
+class ExtractSnapshot(Command, type="snapshot.extract"):
+    """Give a URL, which ends and can be revoked, by which anyone may get a whole image of a snapshot."""
+
+    id: UUID
+    zone_id: UUID
+    """Whose copy."""
+    mode: str = "HTTP_DOWNLOAD"
+    lifetime: int | None = None
+    """Seconds, 1 to 604800; None: the installation's."""
+
+    def key(self, job_id: UUID) -> str:
+        """The snapshot."""
+        return f"snapshot-{self.id}"
+
+
 class ArchiveSnapshot(Command, type="snapshot.archive"):
     """Back up a snapshot that only lies in its disk, and remove it from there."""
 
@@ -111,6 +154,8 @@ class SnapshotRequested(Event, type="snapshot.requested"):
     """MANUAL, or the interval of its policy: HOURLY, DAILY, WEEKLY, MONTHLY."""
     policy_id: UUID | None = None
     """The policy that it was taken for."""
+    zone_ids: list[UUID] = []
+    """Further zones to which it is copied once it is backed up."""
 
 
 class SnapshotTaken(Event, type="snapshot.taken"):
@@ -272,6 +317,64 @@ class SnapshotFailed(Event, type="snapshot.failed"):
     failure: Failure
     store_id: UUID | None = None
     """The store that held its object; None when it has none."""
+
+
+class SnapshotZoneAdded(Event, type="snapshot.zone_added"):
+    """It can be used in this zone too."""
+
+    snapshot_id: UUID
+    zone_id: UUID
+
+
+class SnapshotZoneRemoved(Event, type="snapshot.zone_removed"):
+    """It cannot be used in this zone any more."""
+
+    snapshot_id: UUID
+    zone_id: UUID
+
+
+class SnapshotCopyStarted(Event, type="snapshot.copy_started"):
+    """A whole image of it is on its way to a further image store."""
+
+    snapshot_id: UUID
+    zone_id: UUID
+    store_id: UUID
+    job_id: UUID
+    reserved: int
+    """Bytes that the store keeps free for it."""
+
+
+class SnapshotCopied(Event, type="snapshot.copied"):
+    """That is there, and verified."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    image: ImageRef
+    counted: int
+    """Bytes by which it is counted on its store from now on."""
+
+
+class SnapshotCopyFailed(Event, type="snapshot.copy_failed"):
+    """Nothing of it remains in that store."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    failure: Failure
+
+
+class SnapshotCopyDeleteRequested(Event, type="snapshot.copy_delete_requested"):
+    """The copy in that store is being deleted: nobody uses it from now on."""
+
+    snapshot_id: UUID
+    store_id: UUID
+    job_id: UUID
+
+
+class SnapshotCopyDeleted(Event, type="snapshot.copy_deleted"):
+    """Its bytes are gone from that store."""
+
+    snapshot_id: UUID
+    store_id: UUID
 
 
 class SnapshotDeleteAwaited(Event, type="snapshot.delete_awaited"):

@@ -50,6 +50,21 @@ def fold(event: Any, at: str) -> Iterator[Change]:
                 "key": image.key, "root": image.root, "state": "Hidden" if event.hidden else "Ready", **sizes(image)})
         case snapshot.SnapshotShifted():
             yield "snapshot", key, {"depth": event.depth} | ({"chain_size": event.chain_size} if event.chain_size else {})
+        case snapshot.SnapshotZoneAdded():
+            yield "snapshot_zone_ref", f"{key}/{event.zone_id}", {
+                "snapshot_id": key, "zone_id": str(event.zone_id), "created": at}
+        case snapshot.SnapshotZoneRemoved():
+            yield "snapshot_zone_ref", f"{key}/{event.zone_id}", None
+        case snapshot.SnapshotCopyStarted():
+            yield "snapshot_store_ref", f"{key}/{event.store_id}", {
+                "snapshot_id": key, "store_id": str(event.store_id), "state": "Copying", "created": at}
+        case snapshot.SnapshotCopied():
+            yield from copy("snapshot", key, event.store_id, {
+                "key": event.image.key, "state": "Ready", "root": event.image.root, **sizes(event.image)})
+        case snapshot.SnapshotCopyDeleteRequested():
+            yield from copy("snapshot", key, event.store_id, {"state": "Destroying"})
+        case snapshot.SnapshotCopyFailed() | snapshot.SnapshotCopyDeleted():
+            yield from copy("snapshot", key, event.store_id, None)
         case snapshot.SnapshotOffPrimary():
             yield "snapshot", key, {"on_primary": False}
         case snapshot.SnapshotFailed():

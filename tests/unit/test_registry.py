@@ -47,7 +47,7 @@ def test_every_command_message_can_be_called() -> None:
     """A command that has no API name is one that only Storebus itself sends."""
     messages = {each.TYPE for each in REGISTRY.values() if issubclass(each, Command)}
     assert messages - set(registry.BY_TYPE) == {
-        "snapshot.backup", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
+        "snapshot.backup", "snapshot.delete_copy", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
         "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop", "volume.drop_image",
         "snapshot.collapse", "snapshot.sweep_replaced"}
 
@@ -75,7 +75,7 @@ def test_parameters_follow_their_fields() -> None:
     """Names without underscores, types and requirements from the annotations."""
     by_name = {each.name: each for each in find("createSnapshot").parameters}
     assert set(by_name) == {"volumeid", "name", "asyncbackup", "tags", "policyid", "account", "domainid", "quiescevm",
-                            "locationtype", "customjobid"}
+                            "locationtype", "zoneids", "customjobid"}
     assert (by_name["volumeid"].type, by_name["volumeid"].required) == (Type.UUID, True)
     assert (by_name["asyncbackup"].type, by_name["asyncbackup"].required) == (Type.BOOLEAN, False)
     template = {each.name: each for each in find("registerTemplate").parameters}

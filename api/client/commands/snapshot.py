@@ -19,21 +19,23 @@ class SnapshotCommands(Calling):
 
     async def create_snapshot(
         self, *, volumeid: UUID | str, name: str | None = None, asyncbackup: bool | None = None,
-        tags: Mapping[str, Any] | None = None, policyid: UUID | str | None = None, account: str | None = None,
-        domainid: UUID | str | None = None, customjobid: UUID | str | None = None, quiescevm: bool | None = None,
+        tags: Mapping[str, Any] | None = None, policyid: UUID | str | None = None,
+        zoneids: Sequence[UUID | str] | None = None, account: str | None = None, domainid: UUID | str | None = None,
+        customjobid: UUID | str | None = None, quiescevm: bool | None = None,
         locationtype: Literal["PRIMARY", "SECONDARY"] | None = None,
     ) -> Job[Snapshot]:
         """Takes a snapshot of a volume and backs it up to an image store.
 
         volumeid: the UUID of the volume; name: the name; asyncbackup: end the job once the snapshot is on the primary store;
         tags: given to the snapshot: tags[0].key=K&tags[0].value=V; policyid: the policy of the volume that it is taken for;
-        account: the account of the volume; domainid: the UUID of the domain of the volume's account; customjobid: the id of
-        the job: sending the same command again with it is the same job; quiescevm: false: nothing here stops a machine's
-        writes for a snapshot; locationtype: SECONDARY: every snapshot is backed up to an image store
+        zoneids: UUIDs of further zones, comma separated, to which it is copied once it is backed up; account: the account of
+        the volume; domainid: the UUID of the domain of the volume's account; customjobid: the id of the job: sending the same
+        command again with it is the same job; quiescevm: false: nothing here stops a machine's writes for a snapshot;
+        locationtype: SECONDARY: every snapshot is backed up to an image store
         """
         answer: Job[Snapshot] = await self._start("createSnapshot", "snapshot", {
             "volumeid": volumeid, "name": name, "asyncbackup": asyncbackup, "tags": tags, "policyid": policyid,
-            "account": account, "domainid": domainid, "customjobid": customjobid, "quiescevm": quiescevm,
+            "zoneids": zoneids, "account": account, "domainid": domainid, "customjobid": customjobid, "quiescevm": quiescevm,
             "locationtype": locationtype,
         })
         return answer
@@ -72,6 +74,37 @@ class SnapshotCommands(Calling):
         id: the UUID of the thing; customjobid: the id of the job: sending the same command again with it is the same job
         """
         answer: Job[Snapshot] = await self._start("revertSnapshot", "snapshot", {"id": id, "customjobid": customjobid})
+        return answer
+
+    async def copy_snapshot(
+        self, *, id: UUID | str, sourcezoneid: UUID | str | None = None, customjobid: UUID | str | None = None,
+        destzoneid: UUID | str | None = None, destzoneids: Sequence[UUID | str] | None = None,
+    ) -> Job[Snapshot]:
+        """Makes a snapshot usable in further zones.
+
+        id: the UUID of the thing; sourcezoneid: the UUID of a zone in which it is; customjobid: the id of the job: sending
+        the same command again with it is the same job; destzoneid: the UUID of the zone that it is copied to; destzoneids:
+        UUIDs of the zones that it is copied to
+        """
+        answer: Job[Snapshot] = await self._start("copySnapshot", "snapshot", {
+            "id": id, "sourcezoneid": sourcezoneid, "customjobid": customjobid, "destzoneid": destzoneid,
+            "destzoneids": destzoneids,
+        })
+        return answer
+
+    async def extract_snapshot(
+        self, *, id: UUID | str, zoneid: UUID | str, mode: str | None = None, lifetime: int | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Snapshot]:
+        """Gives a URL, which ends, of a whole image of a snapshot.
+
+        id: the UUID of the thing; zoneid: the UUID of the zone whose copy is given; mode: HTTP_DOWNLOAD: the caller fetches
+        the URL; lifetime: seconds for which the URL is good (extension); customjobid: the id of the job: sending the same
+        command again with it is the same job
+        """
+        answer: Job[Snapshot] = await self._start("extractSnapshot", "snapshot", {
+            "id": id, "zoneid": zoneid, "mode": mode, "lifetime": lifetime, "customjobid": customjobid,
+        })
         return answer
 
     async def archive_snapshot(self, *, id: UUID | str, customjobid: UUID | str | None = None) -> Job[Snapshot]:

@@ -71,7 +71,7 @@ class ExtractFlow(Extraction):
             raise BadParameter(f"the snapshot has no copy in the zone {command.zone_id}", field="zoneid",
                                remedy="copySnapshot brings it there, or name another zone")
         bad = chain.quarantined(context, state.id) if here.image.parent else None
-        return Source(image=here.image, damage=here.damage or (bad.damage if bad is not None else None), zone_id=command.zone_id)
+        return Source(image=here.image, damage=here.damage or (bad.damage if bad is not None else None))
 
     def start(self, context: Context) -> None:
         """A full copy is linked to; of a delta an image is wanted first."""

@@ -130,7 +130,8 @@ class Survey:
             case snapshot.SnapshotCopyFailed():
                 self._came(thing, event.store_id)
                 self._left(thing, event.store_id)
-            case snapshot.SnapshotBackedUp() | snapshot.SnapshotCopied() | template.TemplateReady() | template.TemplateCopyReady():
+            case (snapshot.SnapshotBackedUp() | snapshot.SnapshotCopied() | template.TemplateReady()
+                  | template.TemplateCopyReady()):
                 image = event.image
                 self._came(thing, image.store_id)
                 self._keys.setdefault(thing, {})[image.store_id] = image.key
@@ -174,11 +175,14 @@ class Survey:
             case template.TemplateCopyDeleted() | snapshot.SnapshotCopyDeleted():
                 self._left(thing, event.store_id)
 
-    def _left(self, thing: Thing, store_id: UUID) -> None:
-        self.copies.pop(self._keys.get(thing, {}).pop(store_id, ""), None)
+    def _left(self, thing: Thing, store_id: UUID | None) -> None:
+        key = self._key(thing, store_id)
+        if key and store_id is not None:
+            del self._keys[thing][store_id]
+            self.copies.pop(key, None)
 
-    def _key(self, thing: Thing, store_id: UUID) -> str:
-        return self._keys.get(thing, {}).get(store_id, "")
+    def _key(self, thing: Thing, store_id: UUID | None) -> str:
+        return self._keys.get(thing, {}).get(store_id, "") if store_id is not None else ""
 
     def _each(self, thing: Thing, **fields: Any) -> None:
         for key in self._keys.get(thing, {}).values():

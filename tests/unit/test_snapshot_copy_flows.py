@@ -13,12 +13,15 @@ import pytest
 from api.edge import Answer, Edge
 from bus.grant_sealing import answer_to, seal_to
 from handlers.agent import create_zone, proof
+from handlers.table import FLOWS
 from schema.agent import AgentHello, CreateDisk, DeleteImages, LinkMade, MakeLink, MergeImages, ProviderSpec, WorkCompleted
+from schema.failure import Damage
 from schema.ids import derive
 from schema.image import PrimarySpec
 from schema.job import CancelJob
 from schema.message import Order
 from schema.motion import MERGE, MotionSpec
+from schema.scrub import LiftQuarantine, QuarantineCopy, ScrubStore
 from tests.support.cloud import ABLE, S3_SETTINGS, TOKEN, Cloud
 from tests.support.system import FakeSystem
 
@@ -314,3 +317,29 @@ async def test_a_store_that_gives_no_links_says_so() -> None:
         assert answer.status == 431 and "presigned_get" in answer.error
         elsewhere = await zones.ask("extractSnapshot", id=snapshot["id"], zoneid=zones.second, mode="HTTP_DOWNLOAD")
         assert elsewhere.status == 431 and "copySnapshot" in elsewhere.error
+
+
+async def test_a_copy_that_is_damaged_is_read_by_nobody_and_the_other_one_still_is() -> None:
+    zones = await Zones.start()
+    snapshot = await zones.snapshot(zoneids=zones.second)
+    key = (await zones.state(snapshot)).copies[zones.stores[1]].image.key
+    damage = Damage(object=key, what="bytes", part=1, offset=0, length=10, expected="a", found="b")
+    await zones.cloud.send(QuarantineCopy(kind="snapshot", thing_id=UUID(snapshot), damage=damage))
+    refused = await zones.ask("createVolume", name="w", snapshotid=snapshot, zoneid=zones.second)
+    assert refused.status != 200 and "quarantined" in refused.error
+    assert (await zones.ask("createVolume", name="w", snapshotid=snapshot, zoneid=zones.first)).status == 200
+    await zones.cloud.settle()
+    await zones.cloud.send(LiftQuarantine(kind="snapshot", thing_id=UUID(snapshot), object_key=key))
+    assert (await zones.ask("createVolume", name="w", snapshotid=snapshot, zoneid=zones.second)).status == 200
+
+
+async def test_a_scrub_knows_what_rests_in_each_store_until_it_is_gone() -> None:
+    zones = await Zones.start()
+    one, two = await zones.snapshot(zoneids=zones.second), await zones.snapshot(zoneids=zones.second)
+    await zones.done("deleteSnapshot", id=one)  # merged into the other in the first zone, gone from the second
+    await zones.cloud.runtime._look_around(FLOWS[ScrubStore])
+    survey = zones.cloud.runtime.survey
+    assert [len(list(survey.resting(store))) for store in zones.stores] == [1, 1] and survey.coming == {}
+    await zones.done("deleteSnapshot", id=two)
+    await zones.cloud.runtime._look_around(FLOWS[ScrubStore])
+    assert survey.copies == {} and survey.coming == {}

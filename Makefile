@@ -40,12 +40,13 @@ fuzz: ## our own parsers against made-up input, led by coverage where atheris in
 	@scripts/setup fuzz
 	@$(BIN)/python -m tests.fuzz.run --seconds "$(SECONDS)" --seed "$(SEED)"
 
-golden: ## what is generated, again: new golden files, the AsyncAPI and OpenAPI documents, the Python client, the table of image stores
+golden: ## what is generated, again: new golden files, the AsyncAPI and OpenAPI documents, the Python client, the pages of commands, the table of image stores
 	@scripts/setup check
 	@$(BIN)/python -m tests.architecture.test_wire
 	@$(BIN)/python -m api.asyncapi > docs/reference/asyncapi.json
 	@$(BIN)/python -m api.openapi > docs/reference/openapi.json
 	@$(BIN)/python -m api.client_source
+	@$(BIN)/python -m tests.architecture.test_commands_document
 	@$(BIN)/python -m tests.architecture.test_stores_document
 
 setup: ## what the tests need, and nothing run

@@ -53,6 +53,8 @@ class Cluster:
     base: Path
     bucket: str = "storebus"
     allow: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Settings of all roles, besides."""
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Cluster:
             "STOREBUS_AMQP_URL": self.rabbit.url, "STOREBUS_DATABASE_URL": self.dsn, "STOREBUS_DATA_DIR": str(self.base / "data"),
             "STOREBUS_API_PORT": str(self.port), "STOREBUS_FAILPOINTS": failpoints, "STOREBUS_AGENT_NAME": "host",
             "STOREBUS_DOWNLOAD_ALLOW": self.allow, "STOREBUS_PRIMARY_PATH": str(self.base / "primary"),
+            **self.environment,
         }
         if (self.base / "machines").is_dir():
             environment["STOREBUS_AGENT_MACHINES"] = str(self.base / "machines")
@@ -213,13 +216,15 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "") -> AsyncIterator[Cluster]:
+async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "",
+                  environment: dict[str, str] | None = None, port: int | None = None) -> AsyncIterator[Cluster]:
     """A fresh installation with all roles running, on a fresh database, a fresh bucket and a wiped broker."""
     base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)
     await asyncio.to_thread(_warm, s3, bucket)
-    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, bucket=bucket, allow=allow)
+    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, bucket=bucket, allow=allow, environment=environment or {},
+                      port=port or free_port())
     try:
         for role in ROLES:
             cluster.start(role)

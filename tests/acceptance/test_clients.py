@@ -125,11 +125,13 @@ async def test_libcloud(cloud: Cloud) -> None:
         driver = providers.get_driver(types.Provider.CLOUDSTACK)(key=key, secret=secret, secure=False, host=where.hostname, port=where.port,
                                                                  path=where.path)
         [location] = driver.list_locations()
+        system = driver.ex_list_os_types()[0]
         template = driver._sync_request("registerTemplate", params={
+            "ostypeid": system["id"],
             "name": "t", "displaytext": "libcloud's", "url": cloud.image, "format": "QCOW2", "hypervisor": "KVM", "zoneid": location.id})["template"][0]
         until_ready(lambda: driver._sync_request("listTemplates", params={"templatefilter": "self", "id": template["id"]}).get("template"))
         [image] = driver.list_images()
-        assert (image.id, image.name, image.extra["format"], image.extra["os"]) == (template["id"], "t", "QCOW2", "Other (64-bit)")
+        assert (image.id, image.name, image.extra["format"], image.extra["os"]) == (template["id"], "t", "QCOW2", system["description"])
         volume = driver.create_volume(1, "data", location=location)
         driver.create_volume(2, "sized", location=location, ex_volume_type="any")
         snapshot = driver.create_volume_snapshot(volume)

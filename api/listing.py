@@ -187,9 +187,10 @@ class Lists:
         return Names(zones=zones)
 
     async def _users(self, accounts: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-        found = await self.each((row["id"] for row in accounts), lambda key: self.system.rows(
-            "user", {"account_id": key}, limit=PAGE))
-        return {key: list(users) for key, (users, _) in found.items()}
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for user in await self.among("user", "account_id", (row["id"] for row in accounts), most=100):
+            found.setdefault(user["account_id"], []).append(user)
+        return found
 
     async def table(self, table: str) -> dict[str, dict[str, Any]]:
         """All rows of a small table, by id."""
@@ -198,15 +199,21 @@ class Lists:
 
     async def lookup(self, table: str, keys: Iterable[str | None]) -> dict[str, dict[str, Any]]:
         """The rows with these ids, by id."""
-        found = await self.each(keys, lambda key: self.system.rows(table, {"id": key}, limit=1))
-        return {key: rows[0] for key, (rows, _) in found.items() if rows}
+        return {row["id"]: row for row in await self.among(table, "id", keys)}
+
+    async def among(self, table: str, column: str, keys: Iterable[str | None], *, most: int = 1) -> list[dict[str, Any]]:
+        """The rows whose column is one of these, with one question for all of them; at most `most` for each."""
+        wanted = list(dict.fromkeys(key for key in keys if key))
+        if not wanted:
+            return []
+        rows, _ = await self.system.rows(table, {column: {"in": wanted}}, limit=most * len(wanted))
+        return rows
 
     async def _copies(self, table: str, rows: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-        ids = [row["id"] for row in rows]
+        of = f"{table}_id"
         found: dict[str, list[Mapping[str, Any]]] = {}
-        column = f"{table}_id"
-        for copy in (await self.system.rows(f"{table}_store_ref", {column: {"in": ids}}, limit=100 * len(ids)))[0]:
-            found.setdefault(copy[column], []).append(copy)
+        for copy in await self.among(f"{table}_store_ref", of, (row["id"] for row in rows), most=100):
+            found.setdefault(copy[of], []).append(copy)
         return found
 
     async def _progress(self, table: str, rows: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import uvloop
 
-from bench import append, backup, commands, incremental, memory, planning, replay
+from bench import append, backup, commands, incremental, lists, memory, planning, replay
 from bench.measure import Result
 from bench.sides import S3Side, Side, SwiftSide
 from tests.services.postgres import start_postgres
@@ -25,6 +25,8 @@ SPINE = ("plan", "append", "commands", "latency", "replay", "backup")
 """The planner, the log, the bus and one backup: `make bench`."""
 MOTION = ("halves", "restore", "zstd", "incremental", "memory", "swift")
 """What moves bytes, in more detail: `make bench ROWS=motion`. Both together would take more than ten minutes."""
+API = ("lists",)
+"""The API's process, over a million things of each kind: `make bench ROWS=lists`."""
 
 
 async def main(names: set[str]) -> int:
@@ -44,7 +46,7 @@ async def main(names: set[str]) -> int:
 async def _results(names: set[str]) -> AsyncIterator[Result]:
     if "plan" in names:
         yield await planning.run()
-    if names & {"append", "commands", "latency", "replay"}:
+    if names & {"append", "commands", "latency", "replay", "lists"}:
         postgres = await start_postgres(durable=True)
         try:
             if "append" in names:
@@ -57,6 +59,13 @@ async def _results(names: set[str]) -> AsyncIterator[Result]:
                         yield await commands.run_load(rabbit, postgres)
                     if "latency" in names:
                         yield await commands.run_latency(rabbit, postgres)
+                finally:
+                    rabbit.stop()
+            if "lists" in names:
+                rabbit = await asyncio.to_thread(start_rabbitmq)
+                try:
+                    for result in await lists.run(rabbit, postgres):
+                        yield result
                 finally:
                     rabbit.stop()
             if "replay" in names:
@@ -98,8 +107,8 @@ if __name__ == "__main__":
     wanted = set(sys.argv[1:] or SPINE)
     if "motion" in wanted:
         wanted = wanted - {"motion"} | {*MOTION}
-    unknown = wanted - {*SPINE, *MOTION}
+    unknown = wanted - {*SPINE, *MOTION, *API}
     if unknown:
-        sys.exit(f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(SPINE + MOTION)}, and motion for the last {len(MOTION)}")
+        sys.exit(f"no benchmark is named {', '.join(sorted(unknown))}; there are {', '.join(SPINE + MOTION + API)}, and motion for {', '.join(MOTION)}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(main(wanted)))

@@ -385,13 +385,15 @@ class Runtime:
         raise Conflict(f"{command.TYPE} leads to more than {FOLLOWED} streams behind one another", stream=streams[0])
 
     async def _load(self, streams: list[str]) -> dict[str, tuple[int, Any]]:
-        missing = [name for name in streams if name not in self._states]
+        # What is known is taken before anything is waited for: another decision may forget it meanwhile.
+        found = {name: self._states[name] for name in streams if name in self._states}
+        missing = [name for name in streams if name not in found]
         if missing:
             for name, rows in (await self.store.read_streams(missing)).items():
-                self._states[name] = fold(name, rows)
-        for name in streams:
+                read, known = fold(name, rows), self._states.get(name)
+                found[name] = self._states[name] = known if known is not None and known[0] > read[0] else read
+        for name in found.keys() & self._states.keys():
             self._states.move_to_end(name)
-        found = {name: self._states[name] for name in streams}
         while len(self._states) > CACHED_STREAMS:
             self._states.popitem(last=False)
         return found

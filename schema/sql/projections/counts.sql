@@ -129,6 +129,7 @@ DECLARE
     target regclass := format('read.%I', source)::regclass;
     wanted text := read.conditions(filter);
     items jsonb[];
+    matching bigint;
 BEGIN
     IF search <> '' THEN
         wanted := wanted || format(' AND lower(t.name) LIKE %L',
@@ -137,7 +138,8 @@ BEGIN
     EXECUTE format('SELECT array(SELECT to_jsonb(t) FROM %1$s t WHERE %2$s ORDER BY t.%3$I NULLS LAST, t.id LIMIT $1 OFFSET $2)',
                    target, wanted, sorted) INTO items USING lim, off;
     IF cardinality(items) > 0 THEN
-        RETURN QUERY SELECT read.total(source, filter, wanted, search, lim, off, cardinality(items)), each FROM unnest(items) AS each;
+        matching := read.total(source, filter, wanted, search, lim, off, cardinality(items));
+        RETURN QUERY SELECT matching, each FROM unnest(items) AS each;
     END IF;
 END $$;
 REVOKE EXECUTE ON FUNCTION read.total(text, jsonb, text, text, int, int, int), read.only_owners(jsonb), read.only_live(jsonb), read.without_removed(jsonb) FROM PUBLIC;

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -53,6 +54,7 @@ FOLLOWED = 200
 """How far from stream to stream a flow may follow: the longest chain of snapshots, with room."""
 
 Decide = Callable[[Context, Engine], None]
+_version = itemgetter(0)
 
 
 class IdReused(Refused):
@@ -385,13 +387,12 @@ class Runtime:
         raise Conflict(f"{command.TYPE} leads to more than {FOLLOWED} streams behind one another", stream=streams[0])
 
     async def _load(self, streams: list[str]) -> dict[str, tuple[int, Any]]:
-        # What is known is taken before anything is waited for: another decision may forget it meanwhile.
+        # Taken before anything is waited for: another decision may forget what is known meanwhile.
         found = {name: self._states[name] for name in streams if name in self._states}
         missing = [name for name in streams if name not in found]
         if missing:
             for name, rows in (await self.store.read_streams(missing)).items():
-                read, known = fold(name, rows), self._states.get(name)
-                found[name] = self._states[name] = known if known is not None and known[0] > read[0] else read
+                found[name] = self._states[name] = max(fold(name, rows), self._states.get(name, (NO_STREAM, None)), key=_version)
         for name in found.keys() & self._states.keys():
             self._states.move_to_end(name)
         while len(self._states) > CACHED_STREAMS:

@@ -29,6 +29,7 @@ from handlers.agent import announce, free_bytes
 from handlers.decider import Context, Decision, Flow, Following, IllegalTransition, Limits, Surveying, steps_of
 from handlers.directory import PATTERNS, Directory
 from handlers.job import Engine, JobState, outstanding_order, timer_id
+from handlers.recorded import command_of, fold, order_of, submitted_by
 from handlers.survey import Survey
 from handlers.table import EVOLVE, FLOWS
 from schema.agent import AgentHello, CancelWork, WorkAccepted, WorkCancelled, WorkCompleted, WorkFailed
@@ -38,7 +39,7 @@ from schema.identity import ROOT_OWNER, Owner
 from schema.ids import derive
 from schema.job import CancelJob, JobCompleted, JobStarted, JobSubmitted
 from schema.link import EndLink
-from schema.message import Command, Event, Message, Order
+from schema.message import Command, Order
 from schema.motion import MotionPlan
 from schema.scrub import ScheduleScrub
 
@@ -238,7 +239,7 @@ class Runtime:
     async def _ask(self, job_id: UUID, job: JobState) -> None:
         """Send the order that is out once more: the agent answers what became of it."""
         rows = [row for row in await self.store.read_stream(job_stream(job_id), limit=10_000) if row.kind == "order"]
-        orders = [(row.kind, _order(row)) for row in rows]
+        orders = [(row.kind, order_of(row)) for row in rows]
         order = outstanding_order(orders, job)
         for row, (_, made) in zip(rows, orders, strict=True):
             cancels = job.cancel_requested and isinstance(made, CancelWork) and made.work_id == job.work_id
@@ -458,37 +459,6 @@ def _meta(envelope: Envelope, owner: Owner) -> bytes:
     """What a row says besides: who asked, and whose the thing is, unless it is the installation's own."""
     whose = {} if owner == ROOT_OWNER else {"account": str(owner.account_id), "domain": owner.path}
     return canonical({"principal": envelope.principal, "traceparent": envelope.traceparent} | whose)
-
-
-def submitted_by(envelope: Envelope, command: Command) -> JobSubmitted:
-    """The JobSubmitted of a command that came by message and is not in the log yet."""
-    return submitted(command, job_id=envelope.id, principal=envelope.principal or "system", tenant=envelope.tenant)
-
-
-def command_of(fact: JobSubmitted) -> Command:
-    """The command inside a JobSubmitted."""
-    message = decode(fact.command, fact.version, canonical(fact.body))
-    assert isinstance(message, Command)
-    return message
-
-
-def fold(stream: str, rows: list[LogRow]) -> tuple[int, Any]:
-    """(version, state) of a stream. An unknown event stops here: a decider may not guess."""
-    evolve = EVOLVE[stream.split("-", 1)[0]]
-    state = None
-    for row in rows:
-        if row.kind == "order":
-            continue
-        event: Message = decode(row.type, row.type_version, row.payload)
-        assert isinstance(event, Event)
-        state = evolve(state, event)
-    return (rows[-1].version if rows else NO_STREAM), state
-
-
-def _order(row: LogRow) -> Order:
-    order = decode(row.type, row.type_version, row.payload)
-    assert isinstance(order, Order)
-    return order
 
 
 def _same(state: JobState | None, fact: JobSubmitted) -> None:

@@ -13,8 +13,6 @@ NOT_YET: Mapping[str, str] = {
     "migrateResourceToAnotherSecondaryStorage": "it comes with migration between stores",
     "listImageStoreObjects": "scrubImageStore reports what a store holds that nobody knows; a listing comes later",
     "downloadImageStoreObject": "the extract commands give a thing's URL; that of any object comes with listImageStoreObjects",
-    "copySnapshot": "copies of snapshots in other zones come with migration between stores",
-    "extractSnapshot": "its URL comes as those of templates and volumes did",
     "getUploadParamsForTemplate": "uploads from browsers come later: registerTemplate fetches a URL",
     "getUploadParamsForIso": "uploads from browsers come later: registerIso fetches a URL",
     "getUploadParamsForVolume": "uploads from browsers come later: uploadVolume takes a URL",

@@ -112,3 +112,15 @@ async def test_where_things_are_and_how_bytes_would_move(cloud: Api) -> None:
     head = await cloud.system.store.head()
     plans = (await cloud.ok("planCommand", of="createVolume", name="v", templateid=template["id"]))["plan"]
     assert plans[0]["strategy"] and await cloud.system.store.head() == head
+
+
+async def test_a_snapshot_is_copied_to_another_zone_where_one_store_serves_both(cloud: Api) -> None:
+    volume = await cloud.ok("createVolume", name="v", size=1)
+    await cloud.job(volume["jobid"])
+    snapshot = await cloud.ok("createSnapshot", volumeid=volume["id"])
+    await cloud.job(snapshot["jobid"])
+    zone = (await cloud.ok("createZone", name="second"))["zone"]
+    copied = await cloud.job((await cloud.ok("copySnapshot", id=snapshot["id"], destzoneids=zone["id"]))["jobid"])
+    assert copied["jobstatus"] == 1, copied
+    shown = (await cloud.ok("listSnapshots", id=snapshot["id"], zoneid=zone["id"]))["snapshot"]
+    assert [(each["id"], each["zoneid"], each["state"]) for each in shown] == [(snapshot["id"], zone["id"], "BackedUp")]

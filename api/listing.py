@@ -177,6 +177,8 @@ class Lists:
                          machines=machines)
         if table == "snapshot_policy":
             return Names(zones=zones, volumes=await self.lookup("volume", (row["volume_id"] for row in rows)))
+        if table == "snapshot_in_zone":  # its rows have what they show of volumes
+            return Names(zones=zones, stores=await self.table("image_store"), copies=await self._copies("snapshot", rows))
         if table in ("template", "snapshot"):
             volumes = await self.lookup("volume", (row.get("volume_id") for row in rows))
             return Names(zones=zones, stores=await self.table("image_store"), volumes=volumes,

@@ -7,6 +7,7 @@ the message led to is committed, so its delivery may be acked.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections import OrderedDict
@@ -72,6 +73,8 @@ class Runtime:
         self.vault_key = vault_key
         self.directory, self.survey = Directory(), Survey()
         self._states: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._reading: asyncio.Task[None] | None = None
+        self._next_reading: asyncio.Task[None] | None = None
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -420,7 +423,16 @@ class Runtime:
             self.directory.apply(message)
 
     async def catch_up(self) -> None:
-        """Bring the directory up to the head of the log."""
+        """Bring the directory up to the head of the log. Who asks while it is read waits for the next reading, one for all."""
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_on(self._reading))
+            self._next_reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
+        await asyncio.shield(self._next_reading)
+
+    async def _read_on(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._reading, self._next_reading = self._next_reading, None
         wanted = LogFilter(types=PATTERNS, kinds=frozenset({"event"}))
         for _ in range(100_000):
             page = await self.store.read_log(self.directory.position, filter=wanted, limit=1000)

@@ -32,10 +32,11 @@ async def snapshots(lists: Lists, command: ApiCommand, values: Mapping[str, Any]
     rows, count = await lists.system.rows(table, where, search=search, limit=page.limit, offset=page.offset)
     if not rows and page.offset:
         _, count = await lists.system.rows(table, where, search=search, limit=1)
-    found, _ = await lists.system.rows("snapshot", {"id": {"in": sorted({row[key] for row in rows})}}, limit=max(1, len(rows)))
-    whole = {row["id"]: row for row in found}
-    names = await lists.names("snapshot", found)
-    return [snapshot(whole[row[key]], names, row["zone_id"]) for row in rows if row[key] in whole], count
+    if unique:
+        return await lists.objects("snapshot", rows), count
+    rows = [{**row, "id": row["snapshot_id"]} for row in rows]
+    names = await lists.names("snapshot_in_zone", rows)
+    return [snapshot(row, names) for row in rows], count
 
 
 LISTS: dict[str, Special] = {"listSnapshots": snapshots}

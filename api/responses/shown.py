@@ -57,6 +57,8 @@ def when(value: str | None) -> str | None:
     """CloudStack's form of a time: `2026-03-31T11:53:59+0000`."""
     if not value:
         return None
+    if value[-6:-5] in "+-" and value[-3:-2] == ":" and value[10:11] == "T":  # as Postgres writes it: nothing to read
+        return f"{value[:19]}{value[-6:-3]}{value[-2:]}"
     return datetime.fromisoformat(value).strftime("%Y-%m-%dT%H:%M:%S%z")
 
 

@@ -26,6 +26,8 @@ def snapshot(row: Row, names: Names, zone_id: str = "") -> dict[str, Any]:
     """A snapshot, as it is in a zone (empty: in its volume's)."""
     zone_id = zone_id or row["zone_id"]
     source = names.volumes.get(row["volume_id"])
+    if source is None and row.get("volume_name") is not None:  # a row of the list, which has it
+        source = {"name": row["volume_name"], "state": row["volume_state"], "removed": row["volume_removed"]}
     copies = [(copy, names.stores.get(copy["store_id"])) for copy in names.copies.get(row["id"], [])]
     copy, store = next(((copy, store) for copy, store in copies if store and store.get("zone_id") in (None, zone_id)),
                        copies[0] if copies else (None, None))

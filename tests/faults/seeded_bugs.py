@@ -126,7 +126,7 @@ def claims_not_released() -> None:
 
 def residents_leak() -> None:
     """A failed transfer leaves its store marked as used."""
-    from handlers.template import RegisterFlow
+    from handlers.template_register import RegisterFlow
 
     right: Any = RegisterFlow.fail
 
@@ -135,7 +135,7 @@ def residents_leak() -> None:
         right(self, context, failure)
         context.out.counters[:] = kept
 
-    patched("handlers.template.RegisterFlow.fail", wrong)
+    patched("handlers.template_register.RegisterFlow.fail", wrong)
 
 
 def held_keys_overtaken() -> None:

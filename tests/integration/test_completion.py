@@ -45,7 +45,7 @@ async def test_a_shell_completes(volume: str, tmp_path: Path, shell: str) -> Non
     def work() -> None:
         terminal = Terminal(shell, folder(tmp_path), {"STOREBUS_DATA_DIR": str(tmp_path)})
         try:
-            terminal.complete("storebus call createSnapsh", want="createSnapshot ")
+            terminal.complete("storebus call revertSnapsh", want="revertSnapshot ")
             shown = terminal.complete("storebus call createVolume ", want="snapshotid=", tabs=2)
             assert "name=" in shown and "size in GiB" in shown
             terminal.complete("storebus call createSnapshot vol", want="volumeid=")
@@ -68,7 +68,7 @@ async def test_fish_completes(volume: str, tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         missing("fish", "apt-get install fish")
     where, environment = folder(tmp_path), {"STOREBUS_DATA_DIR": str(tmp_path)}
-    for line, offered in (("storebus call createSnapsh", "createSnapshot\tTakes a snapshot"),
+    for line, offered in (("storebus call revertSnapsh", "revertSnapshot\t"),
                           ("storebus call createSnapshot volumeid=", f"volumeid={volume}\tdatabase-disk Ready"),
                           ("storebus call listZones -o y", "yaml")):
         [found] = await asyncio.to_thread(fish, line, where, environment)
@@ -98,7 +98,7 @@ async def test_ids_come_with_names_and_states(volume: str) -> None:
     assert await said("storebus call deleteVolume id=zz") == {}
     zones = await said("storebus plan createVolume zoneid=")
     assert list(zones.values()) == ["zone-1"]
-    assert list((await said("storebus jobs ")).values()) == ["CreateVolumeCmd"]
+    assert list((await said("storebus jobs ")).values()) == ["org.apache.cloudstack.api.command.user.volume.CreateVolumeCmd"]
 
 
 @pytest.mark.usefixtures("ours")

@@ -83,7 +83,7 @@ async def test_filters_by_pattern_tenant_and_kind(store: EventStore) -> None:
     assert [event.tenant for event in await read(store, 2, pattern="snapshot.*", tenants=["b"])] == ["b", "b"]
     [event] = await read(store, 1, pattern="zone.#")
     assert event.message == ZoneCreated(zone_id=zone, name="z")
-    assert event.data == {"zone_id": str(zone), "name": "z"}
+    assert event.data.items() >= {"zone_id": str(zone), "name": "z"}.items()
     assert event.as_dict()["type"] == "zone.created"
     assert [event.kind for event in await read(store, 1, kinds=["order"])] == ["order"]
 

@@ -72,6 +72,8 @@ def snapshots_in_zones(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
     whole = tables.get("snapshot", {})
     return {key: {column: whole[ref["snapshot_id"]].get(column) for column in COLUMNS["snapshot_in_zone"]}
             | {"id": key, "snapshot_id": ref["snapshot_id"], "zone_id": ref["zone_id"]}
+            | {f"volume_{column}": tables.get("volume", {}).get(whole[ref["snapshot_id"]].get("volume_id"), {}).get(column)
+               for column in ("name", "state", "removed")}
             for key, ref in tables.get("snapshot_zone_ref", {}).items() if ref["snapshot_id"] in whole}
 
 
@@ -210,7 +212,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "snapshot": (*_COMMON, *_OWNED, "volume_id", "zone_id", "state", "size", "physical_size", "on_primary", "job_id", "error",
                  "removed", "snapshot_type", "policy_id", "location_type", "chain_size"),
     "snapshot_in_zone": (*_COMMON, *_OWNED, "snapshot_id", "zone_id", "volume_id", "state", "snapshot_type", "location_type", "tags",
-                         "removed"),
+                         "removed", "size", "physical_size", "job_id", "error", "policy_id", "chain_size", "volume_name", "volume_state",
+                         "volume_removed"),
     "snapshot_zone_ref": ("snapshot_id", "zone_id", "created"),
     "snapshot_policy": (*_COMMON, *_OWNED, "volume_id", "interval_type", "schedule", "timezone", "max_snaps", "for_display",
                         "zone_ids", "tags", "next_at", "last_at", "last_job_id", "removed"),

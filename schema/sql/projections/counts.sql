@@ -46,6 +46,13 @@ END $$;
 CREATE INDEX snapshot_store_ref_by_snapshot ON read.snapshot_store_ref (snapshot_id);
 DROP INDEX read.volume_by_account, read.snapshot_by_account, read.template_by_account, read.snapshot_by_created, read.template_by_created;
 
+-- The rows of the list of snapshots, whole, with what they show of their volumes: one question for a page.
+CREATE OR REPLACE VIEW read.snapshot_in_zone AS
+    SELECT r.id, r.snapshot_id, r.zone_id, s.name, s.volume_id, s.state, s.snapshot_type, s.location_type, s.tags, s.account_id,
+           s.account, s.domain_id, s.domain_path, s.project_id, s.created, s.removed, s.size, s.physical_size, s.job_id, s.error,
+           s.policy_id, s.chain_size, v.name AS volume_name, v.state AS volume_state, v.removed AS volume_removed
+    FROM read.snapshot s JOIN read.snapshot_zone_ref r ON r.snapshot_id = s.id LEFT JOIN read.volume v ON v.id = s.volume_id;
+
 -- read.clear(): as before; the kept counts follow by their triggers.
 CREATE OR REPLACE FUNCTION read.clear()
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = read, pg_temp AS $$

@@ -308,10 +308,10 @@ class Runtime:
             flow = FLOWS.get(type(command))
             try:
                 decide(context, Engine(context, flow))  # type: ignore[arg-type] # CancelJob has no flow; its engine only holds the job
-            except IllegalTransition:
-                if attempt:
+            except Exception as error:
+                if attempt or (isinstance(error, Failed) and not isinstance(error, IllegalTransition)):
                     raise
-                self.forget(loaded)  # what was remembered, or guessed for a new job, is older than the rest
+                self.forget(loaded)  # what was remembered, or guessed for a new job, is older than what other processes wrote
                 continue
             if not (context.out.rows or context.out.clear_timers or context.out.timers):
                 return 0

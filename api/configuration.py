@@ -37,6 +37,11 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: str(row["name"]))
 
 
+def facts(settings: Settings) -> dict[str, Any]:
+    """What listCapabilities says of the settings."""
+    return {"customdiskofferingmaxsize": settings.max_volume_gib, "userpublictemplateenabled": settings.public_templates}
+
+
 def _limit(resource: str, most: int) -> tuple[str, int, str, str]:
     storage = resource.endswith("_storage")
     return (f"max.account.{resource.replace('_', '.') if storage else resource + 's'}", most // GIB if storage else most,
@@ -49,4 +54,4 @@ def _row(name: str, value: Any, category: str, description: str) -> dict[str, An
     return {"name": name, "value": text, "category": category, "description": description, "type": kind, "isdynamic": False}
 
 
-__all__ = ["rows"]
+__all__ = ["facts", "rows"]

@@ -152,9 +152,8 @@ async def api(parts: Parts, running: Roles) -> str:
         authentication = Authentication(system)
         await first_keys(parts.runtime(), parts.vault, settings.data_dir)
     rate = Rate(settings.api_limit, settings.api_limit_interval)
-    facts = {"customdiskofferingmaxsize": settings.max_volume_gib} | (
-        {"apilimitmax": rate.most, "apilimitinterval": rate.interval_s} if rate.most else {})
-    edge = Edge(system, facts=facts, configuration=configuration.rows(settings))
+    limited = {"apilimitmax": rate.most, "apilimitinterval": rate.interval_s} if rate.most else {}
+    edge = Edge(system, facts=configuration.facts(settings) | limited, configuration=configuration.rows(settings))
     listener = HttpListener(edge, host=settings.api_host, port=settings.api_port, checks=running.health,
                             authentication=authentication, rate=rate)
     url = await listener.start()

@@ -59,8 +59,8 @@ async def test_hypervisors_are_those_of_agents(api: Caller) -> None:
 
 async def test_settings_are_listed_and_secrets_are_not() -> None:
     settings = Settings(amqp_url=f"amqp://u:{CANARY}@h/", database_url=f"postgresql://u:{CANARY}@h/d", agent_token=CANARY,  # type: ignore[call-arg] # settings have defaults
-                        vault_key=CANARY, max_volume_gib=77, max_image_bytes=3 << 30, snapshot_chain=5)
-    edge = Edge(await FakeSystem.start(), configuration=configuration.rows(settings), facts={"customdiskofferingmaxsize": 77})
+                        vault_key=CANARY, max_volume_gib=77, max_image_bytes=3 << 30, snapshot_chain=5, public_templates=False)
+    edge = Edge(await FakeSystem.start(), configuration=configuration.rows(settings), facts=configuration.facts(settings))
 
     async def ask(**parameters: str) -> dict[str, object]:
         answer = await edge.call({"command": "listConfigurations", **parameters})
@@ -83,6 +83,7 @@ async def test_settings_are_listed_and_secrets_are_not() -> None:
     assert await ask(name="nothing") == {}
     capability = (await edge.call({"command": "listCapabilities"})).body["listcapabilitiesresponse"]["capability"]
     assert (capability["customdiskofferingmaxsize"], capability["cloudstackversion"]) == (77, VERSION)
+    assert capability["userpublictemplateenabled"] is False, "STOREBUS_PUBLIC_TEMPLATES"
     assert capability["allowusercreateprojects"] is True and capability["regionsecondaryenabled"] is False
 
 

@@ -19,6 +19,7 @@ from schema.failure import BadParameter, Damage, Failure, Refused, Unavailable
 from schema.identity import ROOT_OWNER, Owner
 from schema.image import ImageFormat, ImageRef, StoreSpec
 from schema.message import Event, Order
+from schema.os_type import NAMES as OS_NAMES
 from schema.template import (
     TemplateCopyDeleted,
     TemplateCopyDeleteRequested,
@@ -301,6 +302,12 @@ def refuse_public(context: Context, wanted: bool | None, owner: Owner) -> None:
     if wanted and not context.limits.public_templates and owner.path != "/":
         raise BadParameter("only templates of ROOT's accounts may be public here", field="ispublic",
                            remedy="share it with accounts, or ask an admin (STOREBUS_PUBLIC_TEMPLATES)")
+
+
+def refuse_unknown_os(os_type_id: str | None) -> None:
+    """Raises BadParameter for an OS type that there is not; none at all is fine."""
+    if os_type_id and os_type_id.lower() not in OS_NAMES:
+        raise BadParameter(f"no OS type has the id {os_type_id[:64]!r}", field="ostypeid", remedy="listOsTypes shows them")
 
 
 def reached(context: Context, zone_id: UUID) -> bool:

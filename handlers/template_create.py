@@ -23,6 +23,7 @@ from handlers.template import (
     quarantine_refused,
     readers,
     refuse_public,
+    refuse_unknown_os,
     stream,
     unmake,
 )
@@ -82,6 +83,7 @@ class CreateFlow:
         if (command.volume_id is None) == (command.snapshot_id is None):
             raise BadParameter("give exactly one of volumeid and snapshotid", field="volumeid")
         refuse_public(context, command.is_public, context.owner)
+        refuse_unknown_os(command.os_type_id)
         if command.volume_id is not None:
             self._start_of_volume(context, command.volume_id)
         elif command.snapshot_id is not None:

@@ -15,7 +15,18 @@ from handlers import capacity, image_store, placement, planner
 from handlers.decider import Context, Flow, Step
 from handlers.directory import Store
 from handlers.job import result_of
-from handlers.template import TemplateState, known_store, never, object_key, reached, refuse_public, stream, unmake, zones_of
+from handlers.template import (
+    TemplateState,
+    known_store,
+    never,
+    object_key,
+    reached,
+    refuse_public,
+    refuse_unknown_os,
+    stream,
+    unmake,
+    zones_of,
+)
 from schema.agent import FetchImage, ImageResult
 from schema.checksum import parse_checksum
 from schema.failure import BadParameter, Failure, Unavailable
@@ -84,6 +95,7 @@ class RegisterFlow:
                                remedy="registerIso takes ISO 9660, registerTemplate takes QCOW2 and RAW")
         parse_checksum(command.checksum)
         refuse_public(context, command.is_public, context.owner)
+        refuse_unknown_os(command.os_type_id)
         zones = wanted_zones(context, command)
         store = placement.image_store(context.directory, zones[0] if zones else None)
         planner.plan(context.directory, planner.fetch(command.url, store))

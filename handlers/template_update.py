@@ -11,7 +11,7 @@ from uuid import UUID
 
 from handlers.decider import Context, Flow, Step
 from handlers.job import result_of
-from handlers.template import TemplateState, known, refuse_public, stream
+from handlers.template import TemplateState, known, refuse_public, refuse_unknown_os, stream
 from schema.failure import BadParameter, Failure
 from schema.message import Command
 from schema.template import PermitIso, PermitTemplate, TemplatePermitted, TemplateUpdated, Traits, UpdateIso, UpdateTemplate
@@ -54,6 +54,7 @@ class UpdateFlow(_Sync):
         if command.format is not None and command.format is not state.format:
             raise BadParameter(f"its bytes are {state.format.upper()}, and stay so", field="format",
                                remedy="register it again with other bytes")
+        refuse_unknown_os(command.os_type_id)
         traits = self._traits(command, state.traits)
         same = traits == state.traits and command.name in (None, state.name)
         if same and command.display_text is None and command.os_type_id is None:

@@ -77,7 +77,7 @@ def template(row: Row, names: Names) -> dict[str, Any]:
         requireshvm=bool(row["requires_hvm"]), bootable=bool(row["bootable"]),
         isdynamicallyscalable=bool(row["dynamically_scalable"]), format=str(row["format"]).upper(),
         hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"],
-        ostypename=OS_NAMES.get(row["os_type_id"] or ""),
+        ostypename=OS_NAMES.get((row["os_type_id"] or "").lower()),
         templatetype=row["template_type"], templatetag=row["template_tag"], sortkey=row["sort_key"],
         status=template_status(row, names), size=row.get("size"), physicalsize=row.get("physical_size"),
         checksum=row["checksum"], url=row["url"], zoneid=zone,

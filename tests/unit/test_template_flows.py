@@ -141,7 +141,7 @@ async def test_a_quarantined_copy_stops_its_own_zone_only() -> None:
     ({"hypervisor": "VMware"}, "hypervisor"), ({"hypervisor": "Nothing"}, "hypervisor"), ({"checksum": "{MD5}00"}, "checksum"),
     ({"checksum": "xyz"}, "checksum"), ({"url": "file:///etc/passwd"}, "url"), ({"bits": 16}, "bits"), ({"directdownload": "true"}, "directdownload"),
     ({"zoneid": uuid4()}, "zoneid"), ({"zoneids": f"{uuid4()},{uuid4()}"}, "zoneid"), ({"name": "n" * 256}, "name"),
-    ({"templatetype": "NONE"}, "templatetype"), ({"format": "iso"}, "format"),
+    ({"templatetype": "NONE"}, "templatetype"), ({"format": "iso"}, "format"), ({"ostypeid": uuid4()}, "ostypeid"), ({"ostypeid": "Linux"}, "ostypeid"),
 ])
 async def test_what_cannot_be_is_refused_at_the_door(more: dict[str, object], field: str) -> None:
     scene = await TwoZones.start("s3")
@@ -149,6 +149,20 @@ async def test_what_cannot_be_is_refused_at_the_door(more: dict[str, object], fi
     answer = await scene.ask("registerTemplate", **({"name": "t", "url": "http://x/y", "format": "qcow2", "hypervisor": "KVM"} | more))
     assert answer.status == 431 and answer.error.startswith(f"{field}:"), answer
     assert await scene.system.store.head() == head
+
+
+async def test_an_os_type_is_one_of_the_list() -> None:
+    busy = await Busy.start()
+    scene, unknown = busy.scene, uuid4()
+    known = (await scene.ok("listOsTypes", description="Debian GNU/Linux 12 (64-bit)"))["ostype"][0]["id"]
+    template, job = await scene.register(ostypeid=known.upper())
+    assert (await scene.ended(job))["jobstatus"] == 1
+    for command, more in (("registerIso", {"name": "i", "url": "http://x/i.iso", "zoneid": -1}), ("updateTemplate", {"id": template}),
+                          ("createTemplate", {"name": "c", "volumeid": busy.volume})):
+        refused = await scene.ask(command, ostypeid=unknown, **more)
+        assert refused.status == 431 and refused.error.startswith("ostypeid:"), (command, refused)
+    [row] = (await scene.ok("listTemplates", templatefilter="self", id=template, showunique="true"))["template"]
+    assert row["ostypename"] == "Debian GNU/Linux 12 (64-bit)"
 
 
 async def test_what_it_says_about_itself_is_kept_shown_and_changed() -> None:

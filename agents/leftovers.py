@@ -17,8 +17,10 @@ from schema.agent import (
     DeleteImages,
     DetachDisk,
     DisownImage,
+    DropSeed,
     DropSnapshot,
     FetchImage,
+    MakeSeed,
     ResizeDisk,
     TakeSnapshot,
     WriteSnapshot,
@@ -35,6 +37,8 @@ def cleaning(order: Order) -> Order | None:
             return DeleteImages.model_validate(about | {"store": order.store, "keys": [order.key]})
         case CreateDisk():
             return DeleteDisk.model_validate(about | {"primary": order.primary, "volume_id": order.volume_id})
+        case MakeSeed():
+            return DropSeed.model_validate(about | {"primary": order.primary, "template_id": order.template_id})
         case TakeSnapshot():
             return DropSnapshot.model_validate(about | {"disk": order.disk, "tag": order.tag})
         case AdoptImage():

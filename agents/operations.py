@@ -22,7 +22,8 @@ from agents.machine import Attached
 from agents.manifest import delete_object
 from agents.motion.base import Progress, Secrets
 from agents.motion.registry import find
-from agents.primary_stores.base import Bounded, KeepsDrafts, PrimaryStore
+from agents.primary_stores.base import SEED as SEED_SUFFIX
+from agents.primary_stores.base import Bounded, KeepsDrafts, KeepsSeeds, PrimaryStore
 from agents.primary_stores.folder import draft_name
 from agents.scrubbing import scrub
 from agents.toolbox import Toolbox
@@ -39,11 +40,13 @@ from schema.agent import (
     DiskCreated,
     DiskResized,
     DisownImage,
+    DropSeed,
     DropSnapshot,
     FetchImage,
     ImageResult,
     LinkMade,
     MakeLink,
+    MakeSeed,
     MergeImages,
     OpenPrimary,
     ResizeDisk,
@@ -51,6 +54,7 @@ from schema.agent import (
     RevertDisk,
     RevokeLink,
     ScrubObjects,
+    SeedMade,
     SnapshotFrozen,
     StoreTested,
     TakeSnapshot,
@@ -60,7 +64,7 @@ from schema.agent import (
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import DiskRef, ImageFormat
 from schema.message import Order
-from schema.motion import BACKUP, FETCH, MERGE, RESTORE
+from schema.motion import BACKUP, FETCH, MERGE, RESTORE, SEED
 
 Operation = Callable[[Any, Toolbox, Secrets, Progress], Awaitable[Result]]
 SUFFIX = "qcow2"
@@ -148,14 +152,18 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
     primary, hypervisor = tools.primary(order.primary), tools.hypervisor
     name = f"{order.volume_id}.{SUFFIX}"
     # Of an image that is copied as it is, what a process that was killed left of this very order is gone on with.
-    goes_on = order.image is not None and order.image.format is ImageFormat.QCOW2
+    goes_on = order.image is not None and order.image.format is ImageFormat.QCOW2 and not order.seed
     begin = primary.kept if goes_on and isinstance(primary, KeepsDrafts) else primary.draft
     draft = await begin(order.volume_id, order.work_name, SUFFIX, size=order.virtual_size)
+    reason = ""
     try:
         if order.image is None:
             await hypervisor.create(draft, order.virtual_size)
         else:
-            await find(order.motion, RESTORE)(order, draft, tools, secrets, progress)
+            if order.seed:
+                reason = await find(order.motion, SEED)(order, draft, tools, secrets, progress)
+            else:
+                await find(order.motion, RESTORE)(order, draft, tools, secrets, progress)
             await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=order.virtual_size)
         await primary.commit(order.volume_id, order.work_name, SUFFIX)
     except BaseException:
@@ -163,7 +171,38 @@ async def create_disk(order: CreateDisk, tools: Toolbox, secrets: Secrets, progr
         raise
     virtual, physical = await hypervisor.measure(primary.locate(name))
     disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=name, virtual_size=virtual)
-    return DiskCreated(disk=disk, physical_size=physical)
+    return DiskCreated(disk=disk, physical_size=physical, reason=reason)
+
+
+async def make_seed(order: MakeSeed, tools: Toolbox, secrets: Secrets, progress: Progress) -> SeedMade:
+    """A draft, the image as a disk would have it, its name: in this order."""
+    primary, hypervisor = tools.primary(order.primary), tools.hypervisor
+    if not isinstance(primary, KeepsSeeds):
+        raise Refused(f"a primary store of the kind {order.primary.kind} keeps whole disks only, no copies of templates",
+                      field="storageid", remedy="volumes there are made from the image store")
+    begin = primary.kept if order.image.format is ImageFormat.QCOW2 and isinstance(primary, KeepsDrafts) else primary.draft
+    draft = await begin(order.template_id, order.work_name, SEED_SUFFIX)
+    try:
+        await find(order.motion, RESTORE)(order, draft, tools, secrets, progress)
+        await hypervisor.adopt(draft, format=ImageFormat.QCOW2, grow_to=0)
+        name = await primary.commit(order.template_id, order.work_name, SEED_SUFFIX)
+    except BaseException:
+        await primary.discard(order.template_id, order.work_name, SEED_SUFFIX)
+        raise
+    _, physical = await hypervisor.measure(primary.locate(name))
+    found = await primary.seed(name)
+    if found is None:
+        raise WorkFailed(f"the template's copy {name} went away as soon as it was there", field="primary",
+                         remedy="see who removes files there")
+    return SeedMade(path=name, size=found[1], physical_size=physical)
+
+
+async def drop_seed(order: DropSeed, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+    """The seed and whatever attempts left."""
+    primary = tools.primary(order.primary)
+    if isinstance(primary, KeepsSeeds):
+        await primary.drop_seed(order.template_id)
+    return Result()
 
 
 async def resize_disk(order: ResizeDisk, tools: Toolbox, secrets: Secrets, progress: Progress) -> DiskResized:
@@ -308,6 +347,8 @@ OPERATIONS: dict[type[Order], Operation] = {
     RevertDisk: revert_disk,
     ResizeDisk: resize_disk,
     DeleteDisk: delete_disk,
+    MakeSeed: make_seed,
+    DropSeed: drop_seed,
     TakeSnapshot: take_snapshot,
     WriteSnapshot: write_snapshot,
     DropSnapshot: drop_snapshot,

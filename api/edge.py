@@ -277,11 +277,12 @@ class Edge:
         return {command.item: (await self.lists.object(command.noun, thing_id) or {"id": thing_id}) | more}
 
     async def _appeared(self, command: ApiCommand, message: Command, job_id: UUID) -> dict[str, Any]:
-        """The answer of registerTemplate: a list with the thing as it is now, and its job."""
-        thing_id = str(derive(job_id, command.noun))
+        """The answer of registerTemplate: a list with the thing as it is now, and its job; only in the zone that is named."""
+        thing_id = str(command.makes(message) if command.makes is not None else derive(job_id, command.noun))
+        zone_id = getattr(message, "zone_id", None)
         deadline = asyncio.get_running_loop().time() + SHOW_S
         while True:
-            found = await in_zones(self.lists, thing_id)
+            found = [each for each in await in_zones(self.lists, thing_id) if zone_id is None or each["zoneid"] == str(zone_id)]
             row = await self.system.job(job_id) if not found else None
             if row is not None and row["status"] in ("failed", "cancelled"):
                 raise _ended_badly(row)

@@ -186,6 +186,8 @@ class Lists:
         if table == "image_store":
             used = await self.system.counters([capacity.used(UUID(row["id"])) for row in rows])
             return Names(zones=zones, used={row["id"]: used.get(capacity.used(UUID(row["id"])), 0) for row in rows})
+        if table == "pending_deletion":
+            return Names(zones=zones, stores={**await self.table("image_store"), **await self.table("primary_store")})
         return Names(zones=zones)
 
     async def _users(self, accounts: list[dict[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

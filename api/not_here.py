@@ -16,7 +16,6 @@ NOT_YET: Mapping[str, str] = {
     "getUploadParamsForTemplate": "uploads from browsers come later: registerTemplate fetches a URL",
     "getUploadParamsForIso": "uploads from browsers come later: registerIso fetches a URL",
     "getUploadParamsForVolume": "uploads from browsers come later: uploadVolume takes a URL",
-    "prepareTemplate": "templates are not kept on primary stores: a volume is made from the image store",
     "attachIso": "drives of running machines come later",
     "detachIso": "drives of running machines come later",
     "migrateVolume": "moves between primary stores come with migration between stores",

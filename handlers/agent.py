@@ -184,9 +184,10 @@ def _gone(rows: list[LogRow]) -> bool:
 
 
 def _reopened(rows: list[LogRow], fact: Event) -> list[CounterChange]:
-    """A store that settings name again takes volumes again."""
+    """A store that settings name again takes volumes and seeds again."""
     if isinstance(fact, PrimaryStoreAnnounced) and rows and rows[-1].type == PrimaryStoreDeleted.TYPE:
-        return [CounterChange(name=primary_store.volumes(fact.primary.id), lift_ceiling=True)]
+        return [CounterChange(name=counter(fact.primary.id), lift_ceiling=True)
+                for counter in (primary_store.volumes, primary_store.seeds)]
     return []
 
 

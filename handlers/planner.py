@@ -17,7 +17,7 @@ from handlers.directory import Directory, Store
 from schema.agent import AgentAnnounced
 from schema.failure import Unavailable
 from schema.image import PrimarySpec
-from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, Cost, Endpoint, MotionPlan, MotionSpec, RefusedMotion
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, SEED, Cost, Endpoint, MotionPlan, MotionSpec, RefusedMotion
 
 NOMINAL = 1 << 30
 """Bytes by which strategies are compared when nobody knows how many there are."""
@@ -37,7 +37,7 @@ class Move:
     """What is to be moved, from where to where, and who could."""
 
     kind: str
-    """Of schema.motion: FETCH, BACKUP, RESTORE, COPY, MERGE."""
+    """Of schema.motion: FETCH, BACKUP, RESTORE, COPY, MERGE, SEED."""
     source: Endpoint
     target: Endpoint
     reads: Store | None = None
@@ -82,6 +82,12 @@ def restore(store: Store, primary: PrimarySpec, *, size: int, basis: str, field:
     """An object into a new disk."""
     return Move(kind=RESTORE, source=_store(store), target=_disk(primary), reads=store, host=primary.agent, size=size,
                 basis=basis, field=field)
+
+
+def seeded(primary: PrimarySpec, *, size: int) -> Move:
+    """A template's copy on a primary store into a new disk there."""
+    return Move(kind=SEED, source=Endpoint(kind="seed", id=primary.id, name=primary.name), target=_disk(primary),
+                host=primary.agent, size=size, basis="the primary store has the template's bytes", field="templateid")
 
 
 def copy(source: Store, target: Store, *, size: int, field: str) -> Move:
@@ -144,8 +150,9 @@ def _offer(known: Carriers, strategy: str, move: Move) -> _Offer | RefusedMotion
     if lacking is not None:
         return lacking
     total = None if move.size is None else move.size * spec.passes
-    seconds = spec.start + (NOMINAL * spec.passes if total is None else total) / max(1, spec.rate)
-    cost = Cost(bytes=total, seconds=None if total is None else -(-total // max(1, spec.rate)) + spec.start, basis=move.basis)
+    work = (NOMINAL if move.size is None else move.size) * max(1, spec.passes)  # what crosses no network is copied still
+    seconds = spec.start + work / max(1, spec.rate)
+    cost = Cost(bytes=total, seconds=None if total is None else -(-work // max(1, spec.rate)) + spec.start, basis=move.basis)
     return _Offer(spec, agent.agent, cost, seconds)
 
 
@@ -260,8 +267,9 @@ def _disk(primary: PrimarySpec) -> Endpoint:
 
 
 def _words(end: Endpoint) -> str:
-    kinds = {"url": "the URL at", "store": "the image store", "disk": "the primary store"}
+    kinds = {"url": "the URL at", "store": "the image store", "disk": "the primary store",
+             "seed": "the template's copy on the primary store"}
     return f"{kinds.get(end.kind, end.kind)} {end.name}"
 
 
-__all__ = ["Move", "NoMotion", "backup", "copy", "fetch", "merge", "plan", "restore"]
+__all__ = ["Move", "NoMotion", "backup", "copy", "fetch", "merge", "plan", "restore", "seeded"]

@@ -1,7 +1,8 @@
 """Primary stores: their states, and the flows that open and close one by a command.
 
 Rules kept here: the agent that will use a place is the one that judges it; a place is one store's, and none lies inside another;
-a store is closed when nothing lives on it, which its counter of volumes decides in the append. Those that come from an agent's
+a store is closed when nothing lives on it, which its counters of volumes and of templates' copies decide in the
+append. Those that come from an agent's
 settings are announced by it and end when it no longer names them.
 """
 
@@ -85,6 +86,11 @@ def volumes(primary_id: UUID) -> str:
     return f"primary_store/{primary_id}/volumes"
 
 
+def seeds(primary_id: UUID) -> str:
+    """The counter of templates' copies on it, those that are being made or deleted among them."""
+    return f"primary_store/{primary_id}/seeds"
+
+
 def full_refused() -> Unavailable:
     """Why a volume cannot come to a store that is being closed."""
     return Unavailable("the primary store is being deleted", field="storageid", remedy="try again")
@@ -135,6 +141,7 @@ class CreateFlow:
             raise taken
         context.claim(_path_claim(primary), str(primary.id), taken)
         context.count(volumes(primary.id), ceiling=0)
+        context.count(seeds(primary.id), ceiling=0)
         context.emit(stream(primary.id), PrimaryStoreRequested(
             primary=primary, hypervisor=agent.hypervisor, job_id=context.job_id))
 
@@ -156,6 +163,7 @@ class CreateFlow:
         """Volumes may live on it."""
         state = self._state(context)
         context.count(volumes(state.primary.id), lift=True)
+        context.count(seeds(state.primary.id), lift=True)
         context.emit(stream(state.primary.id), PrimaryStoreAnnounced(primary=state.primary, hypervisor=state.hypervisor))
         return result_of("storagepool", state.primary.id)
 
@@ -203,6 +211,9 @@ class DeleteFlow:
         context.count(volumes(state.primary.id), ceiling=0, otherwise=InUse(
             "volumes live on the primary store", field="id",
             remedy=f"delete them first: listVolumes storageid={state.primary.id} shows them"))
+        context.count(seeds(state.primary.id), ceiling=0, otherwise=InUse(
+            "copies of templates lie on the primary store", field="id",
+            remedy=f"unprepareTemplate templateid=... zoneid={state.primary.zone_id} storageid={state.primary.id} deletes one"))
         context.emit(stream(state.primary.id), PrimaryStoreDeleteRequested(
             primary_id=state.primary.id, job_id=context.job_id))
 
@@ -263,4 +274,4 @@ def _nested(one: str, other: str) -> bool:
 FLOWS: dict[type[Command], Flow] = {CreateStoragePool: CreateFlow(), DeleteStoragePool: DeleteFlow()}
 """Every command about this noun, and what it leads to."""
 
-__all__ = ["FLOWS", "PrimaryStoreState", "evolve", "full_refused", "host_of", "place_of", "stream", "volumes"]
+__all__ = ["FLOWS", "PrimaryStoreState", "evolve", "full_refused", "host_of", "place_of", "seeds", "stream", "volumes"]

@@ -27,6 +27,7 @@ from handlers import (
     template_create,
     template_delete,
     template_extract,
+    template_prepare,
     template_register,
     template_update,
     volume,
@@ -46,6 +47,7 @@ FLOWS: dict[type[Command], Flow] = (
     | template_delete.FLOWS
     | template_copy.FLOWS
     | template_create.FLOWS
+    | template_prepare.FLOWS
     | template_update.FLOWS
     | volume.FLOWS
     | volume_destroy.FLOWS

@@ -2,7 +2,8 @@
 
 Rules kept here: Ready means verified bytes in a store; what is being read cannot be deleted; bytes are pending until their store
 confirmed their deletion. A template may have several copies, each in its own store with its own state; a copy serves its
-store's zone, or every zone where the store is a region's. In which zones it is listed is said apart from where its bytes are.
+store's zone, or every zone where the store is a region's. In which zones it is listed is said apart from where its bytes are;
+so are its seeds on primary stores (`template_seed`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from handlers import capacity, image_store, placement
+from handlers import capacity, image_store, placement, template_seed
 from handlers.decider import Context, IllegalTransition
 from handlers.directory import Store
+from handlers.template_seed import Seeds
 from schema.agent import DeleteImages
 from schema.failure import BadParameter, Damage, Failure, Refused, Unavailable
 from schema.identity import ROOT_OWNER, Owner
@@ -40,6 +42,7 @@ from schema.template import (
     TemplateZonesChanged,
     Traits,
 )
+from schema.template_seed import TemplateSeedDeleted
 
 ANY = ("Ready", "Failed", "Registering")
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -56,6 +59,8 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("Ready", TemplateZonesChanged.TYPE): "Ready",
     **{("Ready", each.TYPE): "Ready" for each in (
         TemplateCopyRequested, TemplateCopyReady, TemplateCopyFailed, TemplateCopyDeleteRequested, TemplateCopyDeleted)},
+    **{("Ready", each.TYPE): "Ready" for each in template_seed.EVENTS},
+    ("Deleting", TemplateSeedDeleted.TYPE): "Deleting",
     **{(status, each.TYPE): status for status in ANY for each in (TemplateUpdated, TemplatePermitted)},
 }
 """(state, event) -> state. Everything else is illegal."""
@@ -106,6 +111,8 @@ class TemplateState:
     """Where it is listed; None: in every zone."""
     copies: Mapping[UUID, Copy] = field(default_factory=dict)
     """By store, oldest first."""
+    seeds: Seeds = field(default_factory=dict)
+    """Its bytes on primary stores."""
 
     @property
     def first(self) -> Copy | None:
@@ -168,7 +175,8 @@ def evolve(state: TemplateState | None, event: Event) -> TemplateState:
         case TemplateFailed() | TemplateDeleted():
             return replace(state, status=status, copies={})
         case _:
-            return replace(state, status=status, copies=_copies(state.copies, event))
+            return replace(state, status=status, copies=_copies(state.copies, event),
+                           seeds=template_seed.fold(state.seeds, event))
 
 
 def _copies(copies: Mapping[UUID, Copy], event: Event) -> Mapping[UUID, Copy]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from handlers import capacity, image_store, placement, template
+from handlers import capacity, image_store, placement, template, template_seed
 from handlers.decider import Context, Flow, Step
 from handlers.template import Copy, TemplateState, known_store, readers, stream
 from schema.failure import BadParameter, Failure, InUse
@@ -31,9 +31,10 @@ class DeleteFlow:
     steps: tuple[Step, ...] = ()
 
     def steps_of(self, context: Context) -> tuple[Step, ...]:
-        """One for each store that holds bytes which go."""
-        return tuple(Step(name="delete" if not number else f"delete-{number + 1}", order=self._delete(store_id), attempts=100_000)
-                     for number, store_id in enumerate(self._going(context)))
+        """One for each store that holds bytes which go, then one for each primary store."""
+        return (*(Step(name="delete" if not number else f"delete-{number + 1}", order=self._delete(store_id), attempts=100_000)
+                  for number, store_id in enumerate(self._going(context))),
+                *template_seed.steps(context, self._state(context).seeds))
 
     def streams(self, job_id: UUID, command: DeleteTemplate) -> list[str]:
         """The template."""
@@ -69,12 +70,18 @@ class DeleteFlow:
             if copy.status != "Ready":
                 raise BadParameter(f"a copy of the {state.kind} is {copy.status}", field="id", remedy="wait for its job to end: "
                                    f"queryAsyncJobResult jobid={copy.job_id}")
-        if doomed or not left:
+        seeds = [seed for seed in state.seeds.values() if not left or seed.primary.zone_id == command.zone_id]
+        for seed in seeds:
+            if seed.status == "Destroying":
+                raise BadParameter(f"the template's copy on the primary store {seed.primary.name} is being deleted", field="id",
+                                   remedy=f"wait for its job to end: queryAsyncJobResult jobid={seed.job_id}")
+        if doomed or seeds or not left:
             context.count(readers("template", state.id), ceiling=0, otherwise=InUse(
                 f"the {state.kind} is being read for something else: a volume, or a copy", field="id",
                 remedy="wait for that job to end"))
-        if doomed:  # the other zones' copies go on being read; this one is Destroying, which who reads sees in the same append
+        if left and (doomed or seeds):  # the rest is read on; these are Destroying, which who reads sees in the same append
             context.count(readers("template", state.id), lift=True)
+        template_seed.let_go(context, seeds)
         if not left:
             stores = [copy.store_id for copy in state.copies.values()]
             context.emit(stream(state.id), TemplateDeleteRequested(
@@ -119,6 +126,7 @@ class DeleteFlow:
         for store_id in stores:
             context.count(image_store.residents(store_id), -1)
             capacity.release(context, store_id, state.copies[store_id].counted, arrived=True)
+        template_seed.gone(context, state.seeds)
         if state.status == "Deleting":
             context.emit(stream(state.id), TemplateDeleted(
                 template_id=state.id, store_id=stores[0] if stores else None, stores=stores))

@@ -6,12 +6,13 @@ meanwhile; a volume from a snapshot names its zone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from handlers import chain, offering, placement, planner, primary_store, snapshot_places, template
+from handlers import chain, offering, placement, planner, primary_store, snapshot_places, template, template_seed
 from handlers.decider import Context, Flow, IllegalTransition, Step
 from handlers.job import result_of
 from schema.agent import CreateDisk, DeleteDisk, DiskCreated
@@ -21,7 +22,8 @@ from schema.ids import derive
 from schema.ids import stream as thing_stream
 from schema.image import GIB, UNPLACED, DiskRef, ImageRef, PrimarySpec
 from schema.message import Command, Event, Order
-from schema.motion import MotionPlan
+from schema.motion import SEED, MotionPlan
+from schema.template_seed import UnprepareTemplate
 from schema.volume import (
     CreateVolume,
     UpdateVolume,
@@ -353,35 +355,55 @@ class CreateFlow:
         return self._planned(context, self._state(context).primary)
 
     def _planned(self, context: Context, primary: PrimarySpec) -> MotionPlan | None:
-        """How the source's bytes come to the primary store; None without a source."""
+        """How the source's bytes come to the primary store, if they are not there; None without a source."""
         command, source = context.command, self._source(context)
         assert isinstance(command, CreateVolume)
         if source is None:
             return None
         thing, thing_id, image = source
+        if self._seed(context, primary) is not None:
+            with contextlib.suppress(planner.NoMotion):  # its host was replaced by one that cannot: the store has the bytes too
+                return planner.plan(context.directory, planner.seeded(primary, size=image.physical_size))
         links = [*(chain.images(context, thing_id) if image.parent else []), image]
         basis = "the object's size" if len(links) == 1 else f"the sizes of the {len(links)} objects of its chain"
         return planner.plan(context.directory, planner.restore(
             template.known_store(context, image.store_id), primary, size=sum(link.physical_size for link in links),
             basis=basis, field=f"{thing}id"))
 
+    def _seed(self, context: Context, primary: PrimarySpec) -> template_seed.Seed | None:
+        """The template's bytes on the primary store."""
+        command = context.command
+        assert isinstance(command, CreateVolume)
+        if command.template_id is None:
+            return None
+        return template_seed.usable(context.state(template.stream(command.template_id)).seeds, primary.id)
+
     def _create(self, context: Context, work_id: UUID, attempt: int) -> Order:
         command, state = context.command, self._state(context)
         assert isinstance(command, CreateVolume)
         source = self._source(context)
         image = source[2] if source is not None else None
+        plan = context.planned("create") if image is not None else None
+        seed = self._seed(context, state.primary)
+        # Where it was planned for and has gone meanwhile, its name is of nothing: the agent reads the store.
+        name = (seed.path if seed is not None else str(command.template_id)) if plan is not None and plan.move == SEED else ""
         return CreateDisk(
             job_id=context.job_id, work_id=work_id, attempt=attempt, agent=state.primary.agent,
             reply_key=command.key(context.job_id), primary=state.primary, volume_id=state.id,
             virtual_size=state.size, image=image,
             store=template.known_store(context, image.store_id).spec if image is not None else None,
             base=chain.images(context, source[1]) if source is not None and image is not None and image.parent else [],
-            motion=context.planned("create").strategy if image is not None else "direct")
+            motion=plan.strategy if plan is not None else "direct", seed=name,
+            seed_size=seed.size if seed is not None and name else 0)
 
     def _created(self, context: Context, result: Mapping[str, Any]) -> None:
         created = DiskCreated.model_validate(result)
         context.emit(stream(created.disk.volume_id), VolumeReady(
             volume_id=created.disk.volume_id, disk=created.disk, physical_size=created.physical_size))
+        seed = self._seed(context, created.disk.primary)
+        if created.reason and seed is not None:  # what is there no more is forgotten, so that it can be made again
+            context.out.submissions.append((derive(context.job_id, "lost-seed"), UnprepareTemplate(
+                template_id=seed.template_id, zone_id=seed.primary.zone_id, storage_id=seed.primary.id)))
 
     def _uncreate(self, context: Context, work_id: UUID, attempt: int) -> Order:
         state = self._state(context)

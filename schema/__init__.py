@@ -19,6 +19,7 @@ from schema import (
     snapshot,
     snapshot_policy,
     template,
+    template_seed,
     volume,
     volume_attach,
     volume_copy,
@@ -32,5 +33,5 @@ __all__ = [
     "REGISTRY", "Command", "Event", "Kind", "Message", "Order", "Report",
     "agent", "backup_provider", "canonical", "decode", "encode", "identity", "image_store", "job", "link", "machine",
     "motion", "offering", "primary_store", "resource_tag", "scrub", "snapshot", "snapshot_policy",
-    "template", "volume", "volume_attach", "volume_copy", "volume_upload", "zone",
+    "template", "template_seed", "volume", "volume_attach", "volume_copy", "volume_upload", "zone",
 ]

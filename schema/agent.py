@@ -209,6 +209,10 @@ class CreateDisk(Order, type="order.create_disk"):
     """Where the image is a delta: the full image it goes back to, and the deltas between, in order. All in `store`."""
     motion: str = "direct"
     """The strategy that the plan chose; without meaning where no image is read."""
+    seed: str = ""
+    """Name of the image's copy on the primary store, of which the disk is made; where it is not there, or not of `seed_size`
+    bytes, the image is read from `store`, and the result says why."""
+    seed_size: int = 0
 
 
 class ResizeDisk(Order, type="order.resize_disk"):
@@ -241,6 +245,25 @@ class DeleteDisk(Order, type="order.delete_disk"):
     primary: PrimarySpec
     volume_id: UUID
     path: str = ""
+
+
+class MakeSeed(Order, type="order.make_seed"):
+    """Copy a template's image to a primary store, under a name that is no volume's, for volumes to be made of it there. Reports a
+    SeedMade."""
+
+    primary: PrimarySpec
+    template_id: UUID
+    image: ImageRef
+    store: StoreSpec
+    motion: str = "direct"
+    """The strategy that the plan chose."""
+
+
+class DropSeed(Order, type="order.drop_seed"):
+    """Delete a template's copy on a primary store, and whatever attempts of it left behind. An absent one counts as deleted."""
+
+    primary: PrimarySpec
+    template_id: UUID
 
 
 class OpenPrimary(Order, type="order.open_primary"):
@@ -384,6 +407,19 @@ class DiskCreated(Result):
 
     disk: DiskRef
     physical_size: int
+    reason: str = ""
+    """Why the image store was read, where a copy on the primary store was named."""
+
+
+class SeedMade(Result):
+    """Of MakeSeed."""
+
+    path: str
+    """Its name on the primary store."""
+    size: int
+    """Bytes of its file."""
+    physical_size: int
+    """Bytes that it takes there."""
 
 
 class DiskResized(Result):

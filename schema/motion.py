@@ -20,6 +20,8 @@ COPY = "store->store"
 """An object from one image store into another."""
 MERGE = "chain->store"
 """Links of a chain in an image store into one object, there or in another."""
+SEED = "seed->disk"
+"""A template's copy on a primary store into a new disk there."""
 
 
 class MotionSpec(Frozen):
@@ -34,7 +36,7 @@ class MotionSpec(Frozen):
     writes: list[str] = []
     """Capabilities that an image store must have to be written to."""
     passes: int = 1
-    """How often each byte crosses the agent's network."""
+    """How often each byte crosses the agent's network; 0: none does."""
     rate: int = 200 << 20
     """Bytes a second and pass that a plan counts with: an assumption that ranks strategies, not a measurement."""
     start: int = 0
@@ -49,7 +51,7 @@ class Endpoint(Frozen):
     """One end of a move."""
 
     kind: str
-    """url, store or disk"""
+    """url, store, disk or seed"""
     id: UUID | None = None
     """The image store, or the primary store; None for a URL."""
     name: str

@@ -16,7 +16,7 @@ from agents.motion.compressed import write_compressed
 from agents.motion.delta import changes, read_chain, usable, write_delta
 from agents.motion.direct import write_image
 from agents.toolbox import Toolbox, both
-from schema.agent import CreateDisk, FetchImage, ImageResult, Result, RevertDisk, WriteSnapshot
+from schema.agent import CreateDisk, FetchImage, ImageResult, MakeSeed, Result, RevertDisk, WriteSnapshot
 from schema.failure import Refused
 from schema.image import ImageFormat
 from schema.motion import BACKUP, FETCH, RESTORE
@@ -52,12 +52,14 @@ async def backup(order: WriteSnapshot, disk: str, tools: Toolbox, secrets: Secre
             return ImageResult(image=await whole(device, store, **where), reason=reason)
 
 
-async def restore(order: CreateDisk | RevertDisk, disk: str, tools: Toolbox, secrets: Secrets, progress: Progress) -> Result:
+async def restore(order: CreateDisk | RevertDisk | MakeSeed, disk: str, tools: Toolbox, secrets: Secrets,
+                  progress: Progress) -> Result:
     """By ranged reads straight into the new disk, a chain flattened on the way."""
     assert order.store is not None
     assert order.image is not None
+    base = [] if isinstance(order, MakeSeed) else order.base  # a template's image is whole
     async with tools.store(order.store, secrets) as store:
-        await read_chain(store, [*order.base, order.image], disk, hypervisor=tools.hypervisor, progress=progress,
+        await read_chain(store, [*base, order.image], disk, hypervisor=tools.hypervisor, progress=progress,
                          workers=tools.workers, resume=order.image.format is ImageFormat.QCOW2)
     return Result()
 

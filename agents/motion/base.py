@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, MotionSpec
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, SEED, MotionSpec
 
 if TYPE_CHECKING:
     from agents.toolbox import Toolbox
@@ -22,10 +22,10 @@ Secrets = Mapping[str, str]
 Carrier = Callable[[Any, str, "Toolbox", Secrets, Progress], Awaitable[Any]]
 """(order, disk, tools, secrets, progress) -> what its operation reports.
 
-`disk` is the local path of the disk that is read (BACKUP) or of the absent one that is made (RESTORE); empty otherwise.
-The orders: FetchImage of FETCH, WriteSnapshot of BACKUP, CreateDisk and RevertDisk of RESTORE,
-agents.motion.store_to_store.Copy of COPY, MergeImages of MERGE."""
-OF_DISKS = frozenset({BACKUP, RESTORE})
+`disk` is the local path of the disk that is read (BACKUP) or of the absent one that is made (RESTORE, SEED); empty otherwise.
+The orders: FetchImage of FETCH, WriteSnapshot of BACKUP, CreateDisk, RevertDisk and MakeSeed of RESTORE,
+agents.motion.store_to_store.Copy of COPY, MergeImages of MERGE, CreateDisk of SEED (which says why the store was read)."""
+OF_DISKS = frozenset({BACKUP, RESTORE, SEED})
 """Moves that only the host of the disk can carry."""
 
 
@@ -41,14 +41,14 @@ class Motion:
     writes: tuple[str, ...] = ()
     """Capabilities that a store must have to be written to."""
     passes: int = 1
-    """How often each byte crosses this host's network."""
+    """How often each byte crosses this host's network; 0: none does."""
     rate: int
     """Bytes a second and pass to plan with."""
     start: int = 0
     """Seconds before the first byte."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.moves) - {FETCH, BACKUP, RESTORE, COPY, MERGE}
+        unknown = set(self.moves) - {FETCH, BACKUP, RESTORE, COPY, MERGE, SEED}
         if unknown:
             raise ValueError(f"the motion {self.name} names moves that there are not: {', '.join(sorted(unknown))}")
 

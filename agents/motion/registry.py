@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from agents.motion.at_rest import DIRECT
 from agents.motion.base import Carrier, Motion
+from agents.motion.seed import LOCAL
 from agents.motion.store_to_store import STORE_TO_STORE
 from schema.failure import Refused
 from schema.motion import MotionSpec
 
-MOTIONS: dict[str, Motion] = {motion.name: motion for motion in (DIRECT, STORE_TO_STORE)}
+MOTIONS: dict[str, Motion] = {motion.name: motion for motion in (DIRECT, STORE_TO_STORE, LOCAL)}
 """Name, as orders have it, -> strategy."""
 
 

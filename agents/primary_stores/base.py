@@ -49,6 +49,22 @@ class Bounded(Protocol):
         """Raises WorkFailed when the disk of this name cannot have so many virtual bytes where it lies."""
 
 
+@runtime_checkable
+class KeepsSeeds(Protocol):
+    """What a primary store whose disks are files has beside the methods of PrimaryStore: copies of templates lie among them,
+    which are no volume's. One is made as a disk is, of the template's id and the suffix SEED."""
+
+    async def seed(self, name: str) -> tuple[str, int] | None:
+        """Local path and bytes of the file of a committed seed; None when it is not there."""
+
+    async def drop_seed(self, template_id: UUID) -> None:
+        """Remove the template's seed and its drafts, durably; absent is fine. Whatever volume has this id stays."""
+
+
+SEED = "seed.qcow2"
+"""The suffix of a seed."""
+
+
 class PrimaryStore(Protocol):
     """An open primary store."""
 
@@ -70,7 +86,7 @@ class PrimaryStore(Protocol):
         """Whether the disk is there."""
 
     async def delete(self, volume_id: UUID) -> None:
-        """Remove the volume's disk and drafts, durably; absent is fine."""
+        """Remove the volume's disk and drafts, durably; absent is fine. Whatever template has this id keeps its seed."""
 
     async def names(self) -> list[str]:
         """All files here that Storebus made, drafts too."""

@@ -1,4 +1,4 @@
-"""A folder as a primary store: `<volume id>.qcow2` in a directory of this host.
+"""A folder as a primary store: `<volume id>.qcow2` in a directory of this host, and `<template id>.seed.qcow2` beside them.
 
 Owns the names: a disk under construction is `.<volume id>.<work>.<suffix>` and becomes the volume's by rename, durably.
 Refuses names that leave the folder.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from agents.primary_stores.base import Usage, explain
+from agents.primary_stores.base import SEED, Usage, explain
 from agents.uninterrupted import in_thread
 from schema.failure import WorkFailed
 
@@ -79,14 +80,31 @@ class FolderPrimaryStore:
 
     async def delete(self, volume_id: UUID) -> None:
         """See PrimaryStore."""
+        await self._run(self._remove, volume_id, False)
 
-        def remove() -> None:
-            for path in [*self.root.glob(f"{volume_id}.*"), *self.root.glob(f".{volume_id}.*")]:
+    def _remove(self, thing_id: UUID, seeds: bool) -> None:
+        for path in [*self.root.glob(f"{thing_id}.*"), *self.root.glob(f".{thing_id}.*")]:
+            if path.name.endswith(f".{SEED}") is seeds:
                 path.unlink(missing_ok=True)
-            if self.root.exists():
-                _fsync(self.root)
+        if self.root.exists():
+            _fsync(self.root)
 
-        await self._run(remove)
+    async def seed(self, name: str) -> tuple[str, int] | None:
+        """See KeepsSeeds."""
+        path = Path(self.locate(name))
+
+        def look() -> tuple[str, int] | None:
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                return None
+            return (str(path), found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+        return await self._run(look)  # type: ignore[no-any-return] # what look returns
+
+    async def drop_seed(self, template_id: UUID) -> None:
+        """See KeepsSeeds."""
+        await self._run(self._remove, template_id, True)
 
     async def names(self) -> list[str]:
         """See PrimaryStore."""

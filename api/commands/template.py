@@ -35,6 +35,7 @@ from schema.template import (
     RegisterTemplate,
     UpdateTemplate,
 )
+from schema.template_seed import PrepareTemplate, UnprepareTemplate
 
 TEMPLATE_FILTERS = ("featured", "self", "selfexecutable", "sharedexecutable", "shared", "executable", "community", "all")
 USERS_TYPES = ("USER", "VNF")
@@ -61,6 +62,7 @@ FIELDS = {"name": "name", "displaytext": "display_text", "url": "url", "format":
           "checksum": "checksum", "ispublic": "is_public", "isfeatured": "is_featured", "isextractable": "is_extractable",
           "ostypeid": "os_type_id"}
 """Parameter -> field of the message that registers."""
+SEEDS = {"storageid": "the UUID of one primary store; without it every one of the zone"}
 ARCHES = ("x86_64", "aarch64", "s390x")
 TYPES = ("USER", "VNF", "ROUTING", "SYSTEM", "BUILTIN")
 ROOT_ONLY: Mapping[str, tuple[Any, ...]] = {"templatetag": (), "isrouting": (False,), "templatetype": USERS_TYPES}
@@ -219,6 +221,16 @@ COMMANDS: tuple[ApiCommand, ...] = (
         name="extractTemplate", mode=Mode.ASYNC, item="template", noun="template", command=ExtractTemplate,
         parameters=derived(ExtractTemplate, texts=EXTRACT), uses={"id": Use.USE}, related="revokeExtractUrl",
         description="Gives a URL by which anyone may get the template's bytes until it ends. The image store itself serves it."),
+    ApiCommand(
+        name="prepareTemplate", mode=Mode.SYNC, item="template", noun="template", command=PrepareTemplate, roles=ADMIN,
+        listed=True, makes=lambda message: message.template_id, related="unprepareTemplate",
+        parameters=derived(PrepareTemplate, texts=SEEDS),
+        description="Copies a template to a primary store, or to every one of a zone, so that volumes made there need no "
+                    "download. It answers at once, and names the job (extension)."),
+    ApiCommand(
+        name="unprepareTemplate", mode=Mode.ASYNC, noun="template", command=UnprepareTemplate, roles=ADMIN,
+        related="prepareTemplate", parameters=derived(UnprepareTemplate, texts=SEEDS),
+        description="Deletes what prepareTemplate made; the template stays (extension)."),
     ApiCommand(
         name="listPendingDeletions", mode=Mode.LIST, item="pendingdeletion", noun="pending_deletion", roles=ADMIN,
         parameters=listing(ID, parameter("kind", text="template, iso or snapshot")), filters={"id": "id", "kind": "kind"},

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from handlers.projections import template_seed
 from handlers.projections.columns import Change, copy, owned, sizes
 from schema import template
 
-TABLES = ("template", "template_store_ref", "template_zone", "launch_permission")
+TABLES = ("template", "template_store_ref", "template_zone", "launch_permission", *template_seed.TABLES)
 EVERY = "*"
 """Stands for the zone where a template is listed in every zone."""
 
@@ -104,7 +105,7 @@ def _bytes(event: Any, key: str, at: str) -> Iterator[Change]:
             for store_id in {event.store_id, *event.stores}:
                 yield from copy("template", key, store_id, None)
         case _:
-            pass
+            yield from template_seed.fold(event, at)
 
 
 def _there(event: Any, key: str, at: str) -> Iterator[Change]:

@@ -4,6 +4,7 @@ of a region's store."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import secrets
@@ -129,6 +130,68 @@ async def test_a_template_of_a_volume_has_the_volumes_bytes(scene: Scene, tmp_pa
         answer = await scene.up.call(command, id=thing)
         if "jobid" in answer:
             assert (await scene.up.end(answer["jobid"]))["jobstatus"] == 1
+    assert await verify_all(scene.up.dsn) == []
+
+
+async def test_a_template_that_was_prepared_is_there_without_its_store(scene: Scene, tmp_path: Path) -> None:
+    raw, image = tmp_path / "raw", tmp_path / "image.qcow2"
+    raw.write_bytes(random.Random(4).randbytes(9 * MIB) + bytes(20 * MIB) + random.Random(5).randbytes(MIB))
+    await run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image))
+    scene.web.bodies["base.qcow2"] = image.read_bytes()
+    template, job = await scene.register("registerTemplate", "base.qcow2", format="QCOW2", hypervisor="KVM")
+    assert job["jobstatus"] == 1, job
+    primary, seed = scene.up.data / "primary", f"{template}.seed.qcow2"
+
+    async def prepared() -> None:
+        answer = await scene.up.call("prepareTemplate", templateid=template, zoneid=scene.zone)
+        assert [(each["id"], each["zoneid"]) for each in answer["template"]] == [(template, scene.zone)]
+        done = await scene.up.end(answer["template"][0]["jobid"])
+        assert done["jobstatus"] == 1, done
+        [row] = await scene.up.table("template_spool_ref")
+        assert (row["template_id"], row["state"], row["path"], row["size"]) == (template, "Ready", seed, (primary / seed).stat().st_size)
+
+    async def volume(name: str) -> str:
+        made, done = await scene.up.done("createVolume", name=name, templateid=template, size=1, zoneid=scene.zone)
+        assert done["jobstatus"] == 1, done
+        disk = await scene.disk(made)
+        await run("qemu-img", "check", "-f", "qcow2", str(disk))
+        assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), str(disk))
+        return made
+
+    await prepared()
+    [planned] = (await scene.up.call("planCommand", of="createVolume", name="v", templateid=template, zoneid=scene.zone))["plan"]
+    assert (planned["strategy"], planned["bytes"]) == ("seed", 0)
+    requests = len(scene.proxy.requests)
+    scene.proxy.drop()
+    scene.proxy.fail(10_000)  # the store is away
+    volumes = [await volume("without its store")]
+    assert len(scene.proxy.requests) == requests, "the store was not asked for anything"
+    scene.proxy.heal()
+    (primary / seed).unlink()  # somebody tidied up
+    volumes.append(await volume("with its store"))
+    assert len(scene.proxy.requests) > requests
+    for _ in range(200):  # what is not there is forgotten, by a job of its own
+        if not await scene.up.table("template_spool_ref"):
+            break
+        await asyncio.sleep(0.05)
+    await prepared()
+    gone = await scene.up.end((await scene.up.call("unprepareTemplate", templateid=template, zoneid=scene.zone))["jobid"])
+    assert gone["jobstatus"] == 1 and not (primary / seed).exists() and not await scene.up.table("template_spool_ref")
+    await prepared()
+    volumes.append(await volume("of the copy again"))
+    done = await scene.up.end((await scene.up.call("deleteTemplate", id=template))["jobid"])
+    assert done["jobstatus"] == 1, done
+    for each in volumes:
+        await scene.up.call("deleteVolume", id=each)
+    for _ in range(200):
+        if not list(primary.iterdir()):
+            break
+        await asyncio.sleep(0.05)
+    assert list(primary.iterdir()) == [] and await scene.up.table("template_spool_ref") == []
+    assert await scene.up.call("listPendingDeletions") == {}
+    with contextlib.closing(scene.s3.client()) as client:
+        found = client.list_objects_v2(Bucket=scene.bucket).get("Contents", [])
+    assert not [item["Key"] for item in found if template in item["Key"]]
     assert await verify_all(scene.up.dsn) == []
 
 

@@ -181,6 +181,7 @@ class Cluster:
             keys = {row["key"] for row in await connection.fetch(
                 "SELECT key FROM read.template_store_ref UNION SELECT key FROM read.snapshot_store_ref")}
             names = {row["path"] for row in await connection.fetch("SELECT path FROM read.volume WHERE state = 'Ready'")}
+            names |= {row["path"] for row in await connection.fetch("SELECT path FROM read.template_spool_ref WHERE state = 'Ready'")}
             assert await connection.fetchval("SELECT count(*) FROM es.timer") == 0
         finally:
             await connection.close()

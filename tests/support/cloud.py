@@ -23,6 +23,7 @@ from schema.agent import (
     CreateDisk,
     FetchImage,
     MakeLink,
+    MakeSeed,
     MergeImages,
     ProviderSpec,
     ReleaseWork,
@@ -224,6 +225,8 @@ def result_of(order: Order) -> dict[str, Any]:
             disk = DiskRef(primary=order.primary, volume_id=order.volume_id, path=f"{order.volume_id}.qcow2",
                            virtual_size=order.virtual_size or GIB)
             return {"disk": disk.model_dump(mode="json"), "physical_size": 1}
+        case MakeSeed():
+            return {"path": f"{order.template_id}.seed.qcow2", "size": order.image.physical_size, "physical_size": 900}
         case ResizeDisk():
             return {"virtual_size": order.virtual_size, "physical_size": 2}
         case RevertDisk():

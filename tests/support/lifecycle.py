@@ -142,6 +142,8 @@ async def templates(ask: Recorder, web: Site, zone: str) -> str:
     await ask("listTemplatePermissions", id=template)
     second = next(each["id"] for each in (await ask("listZones"))["zone"] if each["id"] != zone)
     await ask("copyTemplate", id=template, destzoneid=second, sourcezoneid=zone)
+    await ask("prepareTemplate", templateid=template, zoneid=zone)
+    await ask("unprepareTemplate", templateid=template, zoneid=zone)
     return str(template)
 
 

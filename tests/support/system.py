@@ -142,6 +142,10 @@ def _pending(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dic
                 of = tables[noun][copy[f"{noun}_id"]]
                 yield {**copy, "kind": of.get("kind", noun), "thing_id": of["id"], "name": of["name"],
                        "job_id": copy.get("job_id") or of["job_id"]}
+    for seed in tables.get("template_spool_ref", {}).values():
+        if seed["state"] == "Destroying":
+            of = tables["template"][seed["template_id"]]
+            yield {**of, **seed, "kind": of["kind"], "thing_id": of["id"], "store_id": seed["pool_id"], "key": seed["path"]}
 
 
 _VIEWS = {"template_view": _in_zones, "pending_deletion": _pending}
@@ -199,6 +203,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "template": _TEMPLATE,
     "template_view": (*_TEMPLATE, "template_id", "in_zone", "zone_name"),
     "template_store_ref": ("template_id", "store_id", "zone_id", "key", "state", "size", "physical_size", "job_id", "created"),
+    "template_spool_ref": ("template_id", "pool_id", "zone_id", "store_id", "key", "path", "state", "size", "physical_size", "job_id",
+                           "created"),
     "template_zone": ("template_id", "zone_id", "error", "created"),
     "launch_permission": ("template_id", "account_id", "created"),
     "pending_deletion": (*_COMMON, *_OWNED, "kind", "thing_id", "store_id", "key", "physical_size", "job_id"),

@@ -10,12 +10,13 @@ from handlers.agent import create_zone, proof
 from schema.agent import AgentHello, ProviderSpec
 from schema.ids import derive
 from schema.image import PrimarySpec
-from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, MotionSpec
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, SEED, MotionSpec
 from tests.support.cloud import ABLE, S3_SETTINGS, TOKEN
 from tests.support.system import FakeSystem
 
 MOTIONS = [MotionSpec(name="direct", moves=[FETCH, BACKUP, RESTORE], reads=["ranged_read"], writes=["parallel_parts"]),
-           MotionSpec(name="store-to-store", moves=[COPY, MERGE], reads=["ranged_read"], writes=["parallel_parts"], passes=2)]
+           MotionSpec(name="store-to-store", moves=[COPY, MERGE], reads=["ranged_read"], writes=["parallel_parts"], passes=2),
+           MotionSpec(name="seed", moves=[SEED], passes=0)]
 PROVIDERS = [ProviderSpec(name="s3", scope="REGION", settings=S3_SETTINGS, capabilities=[*ABLE, "presigned_get"]),
              ProviderSpec(name="folder", scope="ZONE", settings={"properties": {}}, capabilities=ABLE)]
 

@@ -217,6 +217,37 @@ class TemplateCommands(Calling):
         })
         return answer
 
+    async def prepare_template(
+        self, *, templateid: UUID | str, zoneid: UUID | str, storageid: UUID | str | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Template]:
+        """Copies a template to a primary store, or to every one of a zone, so that volumes made there need no download. It
+        answers at once, and names the job (extension).
+
+        templateid: the UUID of the template (extension); zoneid: the UUID of the zone; storageid: the UUID of one primary
+        store; without it every one of the zone; customjobid: the id of the job: sending the same command again with it is the
+        same job
+        """
+        answer: Job[Template] = await self._start("prepareTemplate", "template", {
+            "templateid": templateid, "zoneid": zoneid, "storageid": storageid, "customjobid": customjobid,
+        })
+        return answer
+
+    async def unprepare_template(
+        self, *, templateid: UUID | str, zoneid: UUID | str, storageid: UUID | str | None = None,
+        customjobid: UUID | str | None = None,
+    ) -> Job[Success]:
+        """Deletes what prepareTemplate made; the template stays (extension).
+
+        templateid: the UUID of the template (extension); zoneid: the UUID of the zone; storageid: the UUID of one primary
+        store; without it every one of the zone; customjobid: the id of the job: sending the same command again with it is the
+        same job
+        """
+        answer: Job[Success] = await self._start("unprepareTemplate", "", {
+            "templateid": templateid, "zoneid": zoneid, "storageid": storageid, "customjobid": customjobid,
+        })
+        return answer
+
     def list_pending_deletions(
         self, *, id: UUID | str | None = None, kind: str | None = None, keyword: str | None = None,
         pagesize: int | None = None,

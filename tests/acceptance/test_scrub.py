@@ -139,7 +139,7 @@ async def test_a_flipped_byte_is_found_refused_and_when_repaired_forgiven(target
     await asyncio.to_thread(target.put, key, original)  # the operator repaired it
     status, found, said = await target.scrub("--share", "1%")
     assert status == 0 and found["objects"] == 1, (found, said)
-    assert "status" not in await target.until(one, "Ready")
+    assert (await target.until(one, "Ready"))["status"] == "Download Complete"
     _, job = await up.done("createVolume", name="r", snapshotid=two, zoneid=target.zone)
     assert job["jobstatus"] == 1, job
 

@@ -230,7 +230,7 @@ async def test_publish_subscribe_replay_and_jobs(installed: tuple[Shell, Postgre
 
     seen = await run("subscribe", "job.#", "--limit", "2")
     assert [event["type"] for event in seen.lines] == ["job.submitted"] * 2
-    assert seen.lines[0]["data"]["body"] == {"name": "v", "size": 1}
+    assert seen.lines[0]["data"]["body"] == {"name": "v", "size": 1, "display_volume": True}
     first = await run("subscribe", "--group", "g", "--limit", "1")
     rest = await run("subscribe", "--group", "g", "--limit", "1")
     assert [first.lines[0]["position"], rest.lines[0]["position"]] == [1, 2]

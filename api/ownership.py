@@ -32,7 +32,7 @@ THINGS: Mapping[str, tuple[str, Use]] = {
 """Parameter -> the table of the thing that it names, and what is done with it unless the command says otherwise. `id` and
 `ids` name things of the command's own noun, `resourceids` those of the parameter `resourcetype`."""
 FREE = frozenset({"zoneid", "zoneids", "destzoneid", "destzoneids", "sourcezoneid", "storageid", "diskofferingid",
-                  "serviceofferingid", "imagestoreuuid", "ostypeid", "customjobid"})
+                  "serviceofferingid", "imagestoreuuid", "ostypeid", "ipaddressid", "customjobid"})
 """Parameters that name what belongs to nobody."""
 ROOT_ONLY = frozenset({"customid", "displayvolume"})
 """Parameters that only root admins may give, whatever they name."""

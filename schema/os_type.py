@@ -51,3 +51,5 @@ def os_type_id(name: str) -> UUID:
 
 NAMES: Mapping[str, str] = {str(os_type_id(name)): name for names in SYSTEMS.values() for name in names}
 """Id -> name."""
+UNSAID = "None"
+"""What CloudStack calls the system of an image of which nobody said what it is."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from api.access import Principal
-from api.answers import event, identity, image_store, job, offering, os_type, place, snapshot, system, template, volume
+from api.answers import event, identity, image_store, job, network, offering, os_type, place, snapshot, system, template, volume
 from api.listing import Lists, Special
 from api.registry import ApiCommand
 
@@ -17,7 +17,8 @@ Answerer = Callable[[Lists, ApiCommand, dict[str, Any], Principal], Awaitable[di
 """(lists, command, values, caller) -> what stands below the envelope's key."""
 
 LISTS: dict[str, Special] = (template.LISTS | job.LISTS | system.LISTS | offering.LISTS | volume.LISTS | place.LISTS
-                             | image_store.LISTS | snapshot.LISTS | event.LISTS | os_type.LISTS | identity.LISTS)
+                             | image_store.LISTS | snapshot.LISTS | event.LISTS | os_type.LISTS | identity.LISTS
+                             | network.LISTS)
 ANSWERS: Mapping[str, Answerer] = job.ANSWERS | system.ANSWERS | template.ANSWERS | identity.ANSWERS
 """Command's name -> who answers it."""
 

@@ -13,6 +13,7 @@ from api.responses import (
     image_store,
     job,
     machine,
+    network,
     offering,
     os_type,
     place,
@@ -28,7 +29,7 @@ from api.responses.shown import Names, Show, name_of, percent, provider_name, wh
 FIELDS: dict[str, dict[str, str]] = (
     image_store.FIELDS | template.FIELDS | volume.FIELDS | snapshot.FIELDS | job.FIELDS | system.FIELDS | identity.FIELDS
     | resource_tag.FIELDS | offering.FIELDS | place.FIELDS | machine.FIELDS | os_type.FIELDS
-    | snapshot_policy.FIELDS | event.FIELDS)
+    | snapshot_policy.FIELDS | event.FIELDS | network.FIELDS)
 """Item key -> the fields of its objects, and their types. The tests hold the objects to it."""
 OBJECTS: dict[str, Show] = (
     image_store.OBJECTS | template.OBJECTS | volume.OBJECTS | snapshot.OBJECTS | identity.OBJECTS

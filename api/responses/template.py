@@ -9,6 +9,7 @@ from typing import Any
 
 from api.responses.shown import OWNED, PENDING, Names, Row, Show, filled, name_of, owned, pending, percent, tags, when
 from schema.os_type import NAMES as OS_NAMES
+from schema.os_type import UNSAID, os_type_id
 
 TEMPLATE = {
     "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
@@ -76,8 +77,8 @@ def template(row: Row, names: Names) -> dict[str, Any]:
         passwordenabled=bool(row["password_enabled"]), sshkeyenabled=bool(row["ssh_key_enabled"]),
         requireshvm=bool(row["requires_hvm"]), bootable=bool(row["bootable"]),
         isdynamicallyscalable=bool(row["dynamically_scalable"]), format=str(row["format"]).upper(),
-        hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"],
-        ostypename=OS_NAMES.get((row["os_type_id"] or "").lower()),
+        hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"] or str(os_type_id(UNSAID)),
+        ostypename=OS_NAMES.get((row["os_type_id"] or "").lower(), UNSAID),
         templatetype=row["template_type"], templatetag=row["template_tag"], sortkey=row["sort_key"],
         status=template_status(row, names), size=row.get("size"), physicalsize=row.get("physical_size"),
         checksum=row["checksum"], url=row["url"], zoneid=zone,

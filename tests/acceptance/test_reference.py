@@ -36,9 +36,9 @@ def shape(found: Any) -> Any:
             return None
 
 
-async def test_every_command_is_tried_and_answers_as_the_reference_shows(qemu_tools: None, s3_server: Any, tmp_path: Path) -> None:
+async def test_every_command_is_tried_and_answers_as_the_reference_shows(machine_program: None, s3_server: Any, tmp_path: Path) -> None:
     async with recorded(s3_server, tmp_path) as (ask, writer, up):
-        text = kept(ask, writer)
+        text = kept(ask, writer, UNTRIED)
         assert not await verify_all(up.dsn)
     if os.environ.get("STOREBUS_RECORD"):
         EXAMPLES.write_text(text)

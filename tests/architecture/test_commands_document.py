@@ -83,6 +83,8 @@ def tried(name: str, example: dict[str, Any] | None) -> str:
         text += call(name, example["request"]) + block(example["answer"])
         if "job" in example:
             text += "Its job, at its end:\n\n" + block(example["job"])
+    if "untried" in example:
+        text += f"Only its refusal was recorded: {example['untried']}.\n\n"
     if "refused" in example:
         text += "Refused:\n\n" + call(name, example["refused"]["request"]) + block(example["refused"]["answer"])
     return text

@@ -155,6 +155,8 @@ async def test_the_cs_client_runs_unchanged(signed: Signed) -> None:
     for name in ("listOsTypes", "listOsCategories", "listHypervisors", "listDomains", "listAccounts", "listUsers", "listResourceLimits",
                  "listBackupProviders"):
         assert await asyncio.to_thread(getattr(client, name), fetch_list=True), name
+    for name in ("listPublicIpAddresses", "listPortForwardingRules", "listIpForwardingRules"):  # asked before machines are listed
+        assert await asyncio.to_thread(getattr(client, name)) == {}, name
     user = await asyncio.to_thread(client.getUser, userapikey=key)
     assert user["user"]["username"] == "admin"
     with pytest.raises(cs.CloudStackApiException, match="no volume has the id"):

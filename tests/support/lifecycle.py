@@ -14,13 +14,11 @@ from tests.support.recording import Recorder, pairs
 from tests.support.web import Site
 
 UNTRIED: dict[str, str] = {
-    "addSwift": "this installation has an S3 store, and providers are not mixed: the refusal is shown",
-    "addSecondaryStorage": "this installation has an S3 store, and providers are not mixed: the refusal is shown",
-    "attachVolume": "this installation reports no machine: the refusal is shown",
-    "detachVolume": "this installation reports no machine: the refusal is shown",
-    "archiveSnapshot": "a snapshot is on the primary store alone only when its backup was stopped: the refusal is shown",
+    "addSwift": "the installation on which the examples were recorded has S3 stores, and providers are not mixed",
+    "addSecondaryStorage": "the installation on which the examples were recorded has S3 stores, and providers are not mixed",
+    "archiveSnapshot": "a snapshot is on the primary store alone only when its backup was stopped before it began",
 }
-"""Commands without a good answer, and why."""
+"""Commands without a good answer, and why: the reference shows the refusal, and this."""
 ABSENT = "6f1d1f2e-0f0a-4c2a-9d0e-2f6b7a1c3d4e"
 
 
@@ -34,6 +32,8 @@ async def lifecycle(ask: Recorder, s3: Any, buckets: list[str], web: Site, disc:
     await isos(ask, disc, zone)
     volume = await volumes(ask, zone, template)
     await snapshots(ask, zone, volume)
+    await uploads(ask, web, zone)
+    await machines(ask, zone)
     await tagged(ask, volume)
     await jobs(ask, web, zone)
     await ask("extractTemplate", id=template, mode="HTTP_DOWNLOAD", zoneid=zone)
@@ -58,7 +58,8 @@ async def around(ask: Recorder, zone: str, folder: Path) -> None:
     await ask("listStorageProviders", type="image")
     await ask("listHosts")
     pool = (await ask("listStoragePools"))["storagepool"][0]
-    for name in ("listVirtualMachines", "listHypervisors", "listConfigurations", "listOsTypes", "listOsCategories"):
+    for name in ("listHypervisors", "listConfigurations", "listOsTypes", "listOsCategories",
+                 "listPublicIpAddresses", "listPortForwardingRules", "listIpForwardingRules"):
         await ask(name)
     await ask("createZone", name="zone-2", networktype="Basic", dns1="192.0.2.1", internaldns1="192.0.2.2")
     place = folder / "pool"
@@ -190,8 +191,29 @@ async def snapshots(ask: Recorder, zone: str, volume: str) -> None:
     await ask("listSnapshotPolicies", volumeid=volume)
     await ask("updateSnapshotPolicy", id=policy, fordisplay="false")
     await ask("deleteSnapshotPolicies", id=policy)
+    second = next(each["id"] for each in (await ask("listZones"))["zone"] if each["id"] != zone)
+    await ask("copySnapshot", id=snapshot, destzoneid=second, sourcezoneid=zone)
+    link = (await ask("extractSnapshot", id=snapshot, zoneid=zone, lifetime=600))["snapshot"]
+    await ask("revokeExtractUrl", extractid=link["extractId"])
     await ask.refused("archiveSnapshot", id=snapshot)
     await ask("deleteSnapshot", id=snapshot)
+
+
+async def uploads(ask: Recorder, web: Site, zone: str) -> None:
+    """A volume of a URL, and the disk that it is given."""
+    made = (await ask("uploadVolume", name="disk", url=web.url("image"), format="QCOW2", zoneid=zone))["volume"]["id"]
+    await ask("placeVolume", id=made)
+    await ask("deleteVolume", id=made)
+
+
+async def machines(ask: Recorder, zone: str) -> None:
+    """A volume at the machine that the installation's agent runs."""
+    machine = (await ask("listVirtualMachines"))["virtualmachine"][0]["id"]
+    volume = (await ask("createVolume", name="data", size=1, zoneid=zone))["volume"]["id"]
+    await ask("attachVolume", id=volume, virtualmachineid=machine, deviceid=2)
+    await ask.refused("deleteVolume", id=volume)
+    await ask("detachVolume", id=volume)
+    await ask("deleteVolume", id=volume)
 
 
 async def tagged(ask: Recorder, volume: str) -> None:

@@ -13,11 +13,12 @@ import random
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import aiohttp
 from aiohttp import web
@@ -25,6 +26,7 @@ from aiohttp import web
 from api import registry
 from api.first_keys import read_keys
 from api.signature import sign
+from tests.support.machines import define, end_all
 from tests.support.up import Up
 from tests.support.web import Site, site
 from tests.unit.test_inspection import iso
@@ -130,7 +132,7 @@ class Writer:
     def text(self, found: str) -> str:
         """A text."""
         for here, there in self.hidden.items():
-            found = found.replace(here, there)
+            found = re.sub(_whole(here), there, found)
         found = _LINK.sub(r"\1?...", found)
         found = _TIME.sub("2026-01-01T12:00:00+0000", found)
         return _UUID.sub(lambda match: self.ids.setdefault(
@@ -149,6 +151,12 @@ class Writer:
     def _detail(request: dict[str, str], name: str) -> str:
         """Of `details[0].value` the key that it is of."""
         return request.get(name.removesuffix("value") + "key", name) if name.endswith(".value") else name
+
+
+def _whole(text: str) -> str:
+    """The pattern of a text that is not part of a longer word: a machine may be called vm, and kvm is not its name."""
+    first, last = (r"(?<![A-Za-z0-9])" if text[0].isalnum() else ""), (r"(?![A-Za-z0-9])" if text[-1].isalnum() else "")
+    return first + re.escape(text) + last
 
 
 def pairs(name: str, found: dict[str, str]) -> dict[str, str]:
@@ -184,7 +192,8 @@ async def recorded(s3: Any, folder: Path) -> AsyncIterator[tuple[Recorder, Write
     async with site(folder, random.Random(5).randbytes(1 << 20) + bytes(3 << 20)) as images, disc() as disc_url:
         allowed = ",".join(f"127.0.0.1/32:{urlsplit(url).port}" for url in (images.url(""), disc_url))
         up = Up(environment={"STOREBUS_DOWNLOAD_ALLOW": allowed, "STOREBUS_MAX_IMAGE_BYTES": str(64 << 20),
-                             "STOREBUS_IDENTITY": "true"})
+                             "STOREBUS_IDENTITY": "true", "STOREBUS_AGENT_MACHINES": str(folder / "machines")})
+        define(folder / "machines", UUID("5b6c7d8e-9f0a-4b1c-8d2e-3f4a5b6c7d8e"), name="web")
         try:
             await up.start()
             keys = read_keys(up.data)
@@ -198,6 +207,9 @@ async def recorded(s3: Any, folder: Path) -> AsyncIterator[tuple[Recorder, Write
                 await lifecycle(ask, s3, buckets, images, disc_url, folder)
             yield ask, Writer(hidden), up
         finally:
+            with contextlib.suppress(Exception):
+                up.kill()  # else it would start the machine again
+            end_all(up.base)
             up.remove()
             with contextlib.closing(s3.client()) as client, contextlib.suppress(Exception):
                 for bucket in buckets:
@@ -207,9 +219,10 @@ async def recorded(s3: Any, folder: Path) -> AsyncIterator[tuple[Recorder, Write
                     client.delete_bucket(Bucket=bucket)
 
 
-def kept(ask: Recorder, writer: Writer) -> str:
-    """The examples as a file."""
+def kept(ask: Recorder, writer: Writer, untried: Mapping[str, str]) -> str:
+    """The examples as a file; of commands without a good answer with the reason."""
     return json.dumps({name: {**(writer.example(ask.examples[name]) if name in ask.examples else {}),
+                              **({"untried": untried[name]} if name in untried else {}),
                               **({"refused": writer.example(ask.refusals[name])} if name in ask.refusals else {})}
                        for name in sorted({*ask.examples, *ask.refusals})}, indent=1, ensure_ascii=False) + "\n"
 

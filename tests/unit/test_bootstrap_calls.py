@@ -152,7 +152,8 @@ async def test_projects_of_an_account(made: World) -> None:
 ANSIBLE = [("listStorageProviders", {"type": "image"}), ("listZones", {}), ("listImageStores", {}), ("listOsTypes", {}), ("listTags", {}),
            ("listCapabilities", {}), ("listProjects", {"listall": "true"}), ("listDomains", {"listall": "true"}),
            ("listAccounts", {"listall": "true"}), ("listUsers", {"listall": "true"}), ("listHypervisors", {}), ("listConfigurations", {}),
-           ("listResourceLimits", {}), ("listOsCategories", {}), ("listBackupProviders", {})]
+           ("listResourceLimits", {}), ("listOsCategories", {}), ("listBackupProviders", {}),
+           ("listPublicIpAddresses", {}), ("listPortForwardingRules", {}), ("listIpForwardingRules", {})]
 
 
 @pytest.mark.parametrize(("command", "parameters"), ANSIBLE, ids=lambda given: given if isinstance(given, str) else "")

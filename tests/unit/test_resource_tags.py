@@ -121,6 +121,17 @@ async def test_an_iso_is_tagged_as_one_and_a_template_says_its_system(api: Calle
     assert await api.ok("listTags", resourcetype="Template") == {}
 
 
+async def test_a_template_of_which_nobody_said_its_system_has_none(api: Caller) -> None:
+    """Clients read ostypename of each template, whether there was one or not."""
+    async with api.system.working():
+        await api.ok("addImageStore", provider="s3", **{"details[0].key": "bucket", "details[0].value": "b"})
+        made = (await api.ok("registerTemplate", name="t", url="http://x/y", format="RAW"))["template"][0]["id"]
+    [shown] = (await api.ok("listTemplates", templatefilter="all", id=made))["template"]
+    assert (shown["ostypename"], shown["ostypeid"]) == ("None", str(os_type_id("None")))
+    [system] = (await api.ok("listOsTypes", id=shown["ostypeid"]))["ostype"]
+    assert system["description"] == "None"
+
+
 @pytest.mark.parametrize(("command", "parameters", "code", "named"), [
     ("createTags", {}, 431, "resourceids"), ("createTags", {"resourceids": str(uuid4())}, 431, "resourcetype"),
     ("createTags", {"resourceids": str(uuid4()), "resourcetype": "Tape", **tags(a="b")}, 431, "resourcetype"),

@@ -10,6 +10,7 @@ from api.client.commands.image_store import ImageStoreCommands
 from api.client.commands.iso import IsoCommands
 from api.client.commands.job import JobCommands
 from api.client.commands.machine import MachineCommands
+from api.client.commands.network import NetworkCommands
 from api.client.commands.offering import OfferingCommands
 from api.client.commands.os_type import OsTypeCommands
 from api.client.commands.place import PlaceCommands
@@ -23,7 +24,7 @@ from api.client.commands.volume import VolumeCommands
 
 class Commands(
     DeprecatedCommands, EventCommands, ExtractCommands, IdentityCommands, ImageStoreCommands, IsoCommands, JobCommands,
-    MachineCommands, OfferingCommands, OsTypeCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands,
+    MachineCommands, NetworkCommands, OfferingCommands, OsTypeCommands, PlaceCommands, ResourceTagCommands, SnapshotCommands,
     SnapshotPolicyCommands, SystemCommands, TemplateCommands, VolumeCommands,
 ):
     """All of them."""

@@ -25,17 +25,32 @@ const lifecycle = async () => {
     }
     const volume = await result('createVolume', 'volume', { name: 'data', diskofferingid: offering.id, zoneid: zone.id });
     const copy = await result('createVolume', 'volume', { name: 'copy', templateid: template.id, zoneid: zone.id });
-    const snapshot = await result('createSnapshot', 'snapshot', { volumeid: copy.id });
-    const again = await result('createVolume', 'volume', { name: 'again', snapshotid: snapshot.id, zoneid: zone.id });
+    const snapshots = [];
+    for (let n = 0; n < 2; n += 1) snapshots.push(await result('createSnapshot', 'snapshot', { volumeid: copy.id }));
+    const from = { snapshotid: snapshots[1].id };
+    const golden = await result('createTemplate', 'template', {
+        name: 'golden', displaytext: 'golden', ostypeid: template.ostypeid, ...from });
+    const again = await result('createVolume', 'volume', { name: 'again', zoneid: zone.id, ...from });
+    const [machine] = await listed('listVirtualMachines', 'virtualmachine');
+    const attached = machine && await result('attachVolume', 'volume', { id: volume.id, virtualmachineid: machine.id });
+    const detached = machine ? await result('detachVolume', 'volume', { id: volume.id }) : {};
+    const resized = await result('resizeVolume', 'volume', { id: again.id, size: 1 });
+    const link = await result('extractVolume', 'volume', { id: again.id, zoneid: zone.id, mode: 'HTTP_DOWNLOAD' });
+    const bytes = Buffer.from(await (await fetch(link.url)).arrayBuffer());
+    await ask('revokeExtractUrl', { extractid: link.extractId });
     const volumes = (await listed('listVolumes', 'volume')).map((each) => each.name).sort();
     let refused = 0;
     await ask('deleteVolume', { id: zone.id }).catch((error) => { refused = error.code; });
     for (const each of [volume, copy, again]) await ask('deleteVolume', { id: each.id });
-    await ask('deleteSnapshot', { id: snapshot.id });
-    await ask('deleteTemplate', { id: template.id });
+    for (const each of snapshots) await ask('deleteSnapshot', { id: each.id });
+    for (const each of [template, golden]) await ask('deleteTemplate', { id: each.id });
     const left = [...await listed('listVolumes', 'volume'), ...await listed('listSnapshots', 'snapshot'),
         ...await listed('listTemplates', 'template', { templatefilter: 'self' })];
-    return { template: template.name, size: again.size, state: snapshot.state, volumes, refused, left: left.length };
+    return {
+        template: template.name, size: again.size, states: snapshots.map((each) => each.state), golden: golden.size,
+        machine: machine ? machine.id : '', attached: Boolean(machine) && attached.virtualmachineid === machine.id,
+        detached: detached.virtualmachineid === undefined, resized: resized.size, begins: bytes.subarray(0, 3).toString(),
+        volumes, refused, left: left.length };
 };
 
 client.on('error', (error) => { throw error; });

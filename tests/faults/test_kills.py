@@ -199,3 +199,32 @@ async def _checked(cluster: Cluster) -> None:
         except AssertionError:
             await asyncio.sleep(0.2)
     await cluster.check()
+
+
+@pytest.mark.timeout(600)
+async def test_a_host_that_dies_while_templates_are_prepared(cluster: Cluster, site: tuple[str, str]) -> None:
+    """Whatever its agent did when it was killed: the copy is there and whole, or nothing is; a disk of it likewise."""
+    dice, zone = random.Random(SEED), (await cluster.persist("listZones"))["zone"][0]["id"]
+    answer = await cluster.persist("registerTemplate", name="p", displaytext="p", url=site[0], format="QCOW2", hypervisor="KVM", zoneid="-1")
+    template = answer["template"][0]["id"]
+    assert (await cluster.end(answer["template"][0]["jobid"]))["jobstatus"] == 1
+    about = {"templateid": template, "zoneid": zone}
+
+    async def killed(command: str, **parameters: Any) -> None:
+        answer = await cluster.persist(command, **parameters)
+        await asyncio.sleep(dice.uniform(0.0, 0.4))
+        cluster.kill("kvm")
+        cluster.start("kvm")
+        job = (answer["template"][0] if "template" in answer else answer)["jobid"]
+        assert (await cluster.end(job))["jobstatus"] == 1, await cluster.story(job)
+
+    for _ in range(5):
+        await killed("prepareTemplate", **about)
+        for number in range(2):
+            await killed("createVolume", name=f"of a copy {number}", **about)
+        await _checked(cluster)
+        await killed("unprepareTemplate", **about)
+    await killed("prepareTemplate", **about)
+    await killed("deleteTemplate", id=template)
+    await _checked(cluster)
+    assert not list((cluster.base / "primary").glob("*.seed.*"))

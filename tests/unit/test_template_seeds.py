@@ -8,11 +8,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from handlers.agent import proof
-from schema.agent import AgentHello, CancelWork, CreateDisk, DropSeed, MakeSeed, WorkCompleted
+from schema.agent import AgentHello, CancelWork, CreateDisk, DropSeed, MakeSeed, PrimaryUsage, WorkCompleted
 from schema.codec import decode
 from schema.image import PrimarySpec
-from schema.job import JobPlanned
+from schema.job import CancelJob, JobPlanned
 from schema.motion import SEED
+from schema.template_seed import PrepareTemplate, UnprepareTemplate
+from schema.volume import CreateVolume, DeleteVolume
 from tests.support.cloud import TOKEN, Cloud, result_of
 from tests.support.two_zones import MOTIONS, PROVIDERS, TwoZones
 
@@ -43,10 +45,11 @@ class Scene(TwoZones):
     def pool(zone_id: UUID, name: str, kind: str, pool_id: UUID) -> PrimarySpec:
         return PrimarySpec(id=pool_id, name=name, kind=kind, path=f"/{name}", zone_id=zone_id, agent="host-1")
 
-    async def hello(self, agent: str, zone_id: UUID, primaries: list[PrimarySpec], motions: Any = MOTIONS) -> None:
+    async def hello(self, agent: str, zone_id: UUID, primaries: list[PrimarySpec], motions: Any = MOTIONS,
+                    usage: list[PrimaryUsage] | None = None) -> None:
         await self.cloud.handle(AgentHello(
             agent=agent, zone_id=zone_id, roles=["storage", "hypervisor"], hypervisor="KVM", providers=PROVIDERS, primaries=primaries,
-            public_key="k", proof=proof(TOKEN, agent, "k"), motions=motions), kind="report")
+            public_key="k", proof=proof(TOKEN, agent, "k"), motions=motions, usage=usage or []), kind="report")
 
     async def prepare(self, **more: object) -> tuple[list[dict[str, Any]], str]:
         """The rows that it answers with, and the job."""
@@ -219,3 +222,52 @@ async def test_what_cannot_be_is_refused_at_the_door(more: dict[str, object], fi
             continue  # none lies there: that is what was asked for
         refused = await scene.ask(command, **({"templateid": scene.template, "zoneid": scene.here} | more))
         assert refused.status == 431 and refused.error.startswith(f"{field}:"), (command, refused)
+
+
+async def test_a_primary_store_without_room_is_refused() -> None:
+    scene = await Scene.ready(second="memory")
+    specs = [spec for spec, _ in scene.cloud.runtime.directory.primaries.values() if spec.zone_id == scene.here]
+    await scene.hello("host-1", scene.here, specs, usage=[
+        PrimaryUsage(id=spec.id, total_bytes=5000, free_bytes=999 + number) for number, spec in enumerate(specs)])
+    refused = await scene.ask("prepareTemplate", templateid=scene.template, zoneid=scene.here, storageid=specs[0].id)
+    assert refused.status == 533 and refused.error.startswith("storageid:") and "999 bytes free" in refused.error
+    _, job = await scene.prepare(storageid=specs[1].id)
+    assert (await scene.ended(job))["jobstatus"] == 1, "what fits exactly"
+
+
+@pytest.mark.parametrize("dice", range(12))
+async def test_whatever_agents_do_nothing_is_lost_or_counted_twice(dice: int) -> None:
+    scene = await Scene.ready(second="memory", third="memory")
+    cloud, template = scene.cloud, UUID(scene.template)
+    before, jobs = await scene.counters(), [uuid4()]
+    about = {"template_id": template, "zone_id": scene.here}
+    pools = [spec.id for spec, _ in cloud.runtime.directory.primaries.values() if spec.zone_id == scene.here]
+
+    async def cancel(job: UUID) -> None:
+        await cloud.send(CancelJob(job_id=job))
+
+    for turn, commands in enumerate((
+            [PrepareTemplate(**about)], [PrepareTemplate(**about, storage_id=pool) for pool in pools],
+            [CreateVolume(name="v", template_id=template, zone_id=scene.here, storage_id=pool) for pool in pools]
+            + [UnprepareTemplate(**about, storage_id=pools[0]), PrepareTemplate(**about, storage_id=pools[1])],
+            [UnprepareTemplate(**about), CreateVolume(name="w", template_id=template, zone_id=scene.here)])):
+        new = [await cloud.send(command) for command in commands]
+        jobs += new
+        await cloud.chaos(100 * dice + turn, new, cancel)
+        seeds = await scene.seeds()
+        assert set(seeds.values()) <= {"Ready"}, "at rest nothing is on its way"
+        counted = await scene.counters()
+        assert {name for name in counted if name.endswith("/seeds")} == {f"primary_store/{pool}/seeds" for pool in seeds}
+        assert f"template/{template}/readers" not in counted
+    for job in jobs[1:]:
+        assert len(await cloud.ends(job)) == 1
+    volumes = (await scene.ok("listVolumes")).get("volume", [])
+    for volume in volumes:
+        if volume["state"] == "Ready":
+            await cloud.send(DeleteVolume(id=UUID(volume["id"])))
+    await cloud.settle()
+    assert (await scene.ended((await scene.ok("deleteTemplate", id=template))["jobid"]))["jobstatus"] == 1
+    assert await scene.seeds() == {} and await cloud.store.timers() == {}
+    after = await scene.counters()
+    assert all(value == before.get(name) for name, value in after.items()), after
+    assert not [name for name in after if "template" in name or "primary_store" in name]

@@ -148,6 +148,8 @@ class VolumeState:
     """The machine that it is attached to, or on its way to."""
     device_id: int | None = None
     """Of that machine."""
+    reason: str = ""
+    """As VolumeReady says it."""
 
 
 def evolve(state: VolumeState | None, event: Event) -> VolumeState:
@@ -168,7 +170,7 @@ def evolve(state: VolumeState | None, event: Event) -> VolumeState:
     assert state is not None
     match event:
         case VolumeReady():
-            return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size)
+            return replace(state, status=status, disk=event.disk, size=event.disk.virtual_size, reason=event.reason)
         case VolumeRenamed():
             return replace(state, status=status, name=event.name)
         case VolumeUploaded():
@@ -399,7 +401,8 @@ class CreateFlow:
     def _created(self, context: Context, result: Mapping[str, Any]) -> None:
         created = DiskCreated.model_validate(result)
         context.emit(stream(created.disk.volume_id), VolumeReady(
-            volume_id=created.disk.volume_id, disk=created.disk, physical_size=created.physical_size))
+            volume_id=created.disk.volume_id, disk=created.disk, physical_size=created.physical_size,
+            reason=created.reason))
         seed = self._seed(context, created.disk.primary)
         if created.reason and seed is not None:  # what is there no more is forgotten, so that it can be made again
             context.out.submissions.append((derive(context.job_id, "lost-seed"), UnprepareTemplate(
@@ -422,7 +425,8 @@ class CreateFlow:
     def finish(self, context: Context) -> dict[str, Any]:
         """The volume; its source may be deleted again."""
         self._unread(context)
-        return result_of("volume", self._state(context).id)
+        state = self._state(context)
+        return result_of("volume", state.id, **({"reason": state.reason} if state.reason else {}))
 
     def fail(self, context: Context, failure: Failure) -> None:
         """Nothing of it remains."""

@@ -134,6 +134,8 @@ class VolumeReady(Event, type="volume.ready"):
     volume_id: UUID
     disk: DiskRef
     physical_size: int = 0
+    reason: str = ""
+    """Why its image store was read, where the primary store was to have a copy of its template."""
 
 
 class VolumeFailed(Event, type="volume.failed"):

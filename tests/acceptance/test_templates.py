@@ -150,9 +150,10 @@ async def test_a_template_that_was_prepared_is_there_without_its_store(scene: Sc
         [row] = await scene.up.table("template_spool_ref")
         assert (row["template_id"], row["state"], row["path"], row["size"]) == (template, "Ready", seed, (primary / seed).stat().st_size)
 
-    async def volume(name: str) -> str:
+    async def volume(name: str, why: str = "") -> str:
         made, done = await scene.up.done("createVolume", name=name, templateid=template, size=1, zoneid=scene.zone)
         assert done["jobstatus"] == 1, done
+        assert why in done["jobresult"]["volume"].get("reason", "")
         disk = await scene.disk(made)
         await run("qemu-img", "check", "-f", "qcow2", str(disk))
         assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), str(disk))
@@ -168,7 +169,7 @@ async def test_a_template_that_was_prepared_is_there_without_its_store(scene: Sc
     assert len(scene.proxy.requests) == requests, "the store was not asked for anything"
     scene.proxy.heal()
     (primary / seed).unlink()  # somebody tidied up
-    volumes.append(await volume("with its store"))
+    volumes.append(await volume("with its store", "is not on the primary store"))
     assert len(scene.proxy.requests) > requests
     for _ in range(200):  # what is not there is forgotten, by a job of its own
         if not await scene.up.table("template_spool_ref"):

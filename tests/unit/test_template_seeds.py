@@ -180,7 +180,8 @@ async def test_a_copy_that_is_there_no_more_is_forgotten_and_can_be_made_again()
     await scene.ended((await scene.prepare())[1])
     job, order = await scene.volume()
     await answer(scene.cloud, order, reason="it is not on the primary store")
-    assert (await scene.ended(job))["jobstatus"] == 1
+    done = await scene.ended(job)
+    assert (done["jobstatus"], done["jobresult"]["volume"]["reason"]) == (1, "it is not on the primary store")
     assert await scene.seeds() == {} and len(await scene.orders(DropSeed)) == 1
     await scene.ended((await scene.prepare())[1])
     assert set((await scene.seeds()).values()) == {"Ready"}

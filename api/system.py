@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from bus.event_store import EventStore
+from bus.failpoints import hit
 from bus.read_model import ReadModel
 from bus.sealing import refuse_password_in_url, sealed
 from bus.submission import submission, submit
@@ -60,12 +61,14 @@ class System:
     async def submit(self, command: Command, *, job_id: UUID, principal: str = "admin", owner: Owner | None = None) -> int:
         """Accept the command: one append. Returns its position; from here on it reaches exactly one end."""
         appended = await submit(self.store, submission(command, job_id=job_id, principal=principal, owner=owner))
+        hit("api.after_append")
         return appended.last_position
 
     async def run_now(self, command: Command, job_id: UUID, *, principal: str = "admin",
                       owner: Owner | None = None) -> dict[str, Any]:
         """Run a command that needs no agent in one append, then wait until lists show it."""
         result, position = await self.runtime.run_now(command, job_id, principal, owner)
+        hit("api.after_append")
         await self.wait_for(position, timeout_s=2.0)
         return result
 

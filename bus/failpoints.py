@@ -15,7 +15,7 @@ NAMES = frozenset({
     "relay.before_publish", "relay.after_publish", "relay.after_confirm", "relay.before_checkpoint",
     "consumer.before_handle", "consumer.after_handle_before_ack", "forwarder.after_publish_before_ack",
     "scheduler.after_publish", "agent.after_journal_before_ack", "agent.before_work",
-    "agent.after_work_before_report", "agent.after_report_before_release",
+    "agent.after_work_before_report", "agent.after_report_before_release", "api.after_append",
 })
 
 

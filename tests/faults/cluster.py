@@ -28,10 +28,11 @@ import aiohttp
 import asyncpg
 
 from api.demo_s3 import SeaweedFS
-from api.verify import verify_all
+from tests.faults.checker import findings
 from tests.services.postgres import TestServer, fresh_database
 from tests.services.rabbitmq import RabbitMQ
 
+_ENDED = "SELECT 1 FROM es.event WHERE stream = $1 AND type IN ('job.completed', 'job.failed', 'job.cancelled')"
 ROLES = ("api", "handlers", "log", "storage", "kvm")
 END_S = 90.0
 
@@ -59,6 +60,8 @@ class Cluster:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
     busy_kills: dict[str, int] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
+    """Keys in the bucket that a test put there."""
 
     def start(self, role: str, failpoints: str = "") -> None:
         """Start one role."""
@@ -82,6 +85,50 @@ class Cluster:
         process.kill()
         process.wait()
         self.kills[role] = self.kills.get(role, 0) + 1
+
+    async def halted(self, role: str, job: str) -> None:
+        """Stop one role's process in the moment in which the job ends, or soon after: it runs in slices until then. `go_on` ends it."""
+        process, connection = self.processes[role], await asyncpg.connect(self.dsn)
+        try:
+            for _ in range(600):
+                process.send_signal(signal.SIGSTOP)
+                for _ in range(6):
+                    if await connection.fetchval(_ENDED, f"job-{job}"):
+                        return
+                    await asyncio.sleep(0.01)
+                self.go_on(role)
+                await asyncio.sleep(0.01)
+        finally:
+            await connection.close()
+        raise AssertionError(f"job {job} has not ended: {await self.story(job)}")
+
+    async def logged(self, event: str) -> list[bytes]:
+        """The payloads of all events of a type."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return [row["payload"] for row in await connection.fetch(
+                "SELECT payload FROM es.event WHERE type = $1 ORDER BY position", event)]
+        finally:
+            await connection.close()
+
+    def go_on(self, role: str) -> None:
+        """Let a halted role go on."""
+        self.processes[role].send_signal(signal.SIGCONT)
+
+    async def reached(self, job: str, rows: int, timeout_s: float = 10.0) -> bool:
+        """Wait until the log has so many rows of a job, or its end; whether it is open still."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            end = time.monotonic() + timeout_s
+            while time.monotonic() < end:
+                if await connection.fetchval(_ENDED, f"job-{job}"):
+                    return False
+                if (await connection.fetchval("SELECT version FROM es.stream WHERE name = $1", f"job-{job}") or 0) >= rows - 1:
+                    return True
+                await asyncio.sleep(0.005)
+        finally:
+            await connection.close()
+        return True
 
     async def ready(self) -> None:
         """Wait until every part answers and the agents have announced themselves."""
@@ -168,27 +215,20 @@ class Cluster:
     # --- checkers -----------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """The invariants: each job one end, the log whole, the store and the folder hold exactly what the tables name."""
-        connection = await asyncpg.connect(self.dsn)
-        try:
-            rows = await connection.fetch(
-                "SELECT stream, count(*) FILTER (WHERE type IN ('job.completed', 'job.failed', 'job.cancelled')) AS ends "
-                "FROM es.event WHERE stream LIKE 'job-%' GROUP BY stream")
-            wrong = [(row["stream"], row["ends"]) for row in rows if row["ends"] != 1]
-            assert not wrong, f"jobs with other than one end: {wrong}"
-            findings = await verify_all(self.dsn)
-            assert not findings, findings
-            keys = {row["key"] for row in await connection.fetch(
-                "SELECT key FROM read.template_store_ref UNION SELECT key FROM read.snapshot_store_ref")}
-            names = {row["path"] for row in await connection.fetch("SELECT path FROM read.volume WHERE state = 'Ready'")}
-            names |= {row["path"] for row in await connection.fetch("SELECT path FROM read.template_spool_ref WHERE state = 'Ready'")}
-            assert await connection.fetchval("SELECT count(*) FROM es.timer") == 0
-        finally:
-            await connection.close()
-        wanted = keys | {f"{key}.manifest.json" for key in keys}
-        there = await asyncio.to_thread(self.objects)
-        assert there == wanted, f"in the store and not in the tables: {there - wanted}; the other way round: {wanted - there}"
-        assert {path.name for path in (self.base / "primary").iterdir()} == names
+        """The invariants (`checker`). Raises AssertionError with everything that does not hold."""
+        found = await findings(self.dsn, self.base, lambda: asyncio.to_thread(self.objects), self.foreign)
+        assert not found, "\n".join(found)
+
+    async def settled(self, timeout_s: float = 60.0) -> None:
+        """The invariants hold within this time: what jobs started may still be under way, and orders that only release."""
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self.check()
+            except AssertionError as error:
+                if time.monotonic() > end:
+                    raise AssertionError(f"{error}\n{self.logs()[-3000:]}") from None
+            await asyncio.sleep(0.2)
 
     def objects(self) -> set[str]:
         """Every key in the bucket; unfinished uploads are named as such."""

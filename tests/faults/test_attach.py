@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import aio_pika
 import asyncpg
@@ -26,6 +27,7 @@ from api.verify import verify_all
 from bus.envelope import Envelope
 from bus.failpoints import NAMES
 from tests.faults.cluster import Cluster, running
+from tests.faults.commands import seeded
 from tests.support.machines import define, disks, end_all, killed, pid
 
 pytestmark = [pytest.mark.needs_rabbitmq, pytest.mark.needs_qemu, pytest.mark.usefixtures("machine_program")]
@@ -229,6 +231,31 @@ async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command:
     assert pid(place.machine) == before
     [shown] = (await cluster.persist("listVolumes", id=volume))["volume"]
     assert shown.get("virtualmachineid") == (str(ID) if command == "attachVolume" else None) and shown["state"] == "Ready"
+    await place.at_rest()
+    if command == "attachVolume":
+        await place.done("detachVolume", id=volume)
+    await cluster.persist("deleteVolume", id=volume)
+    await place.at_rest()
+
+
+OTHERS = [(command, role) for command in ("attachVolume", "detachVolume") for role in ("api", "handlers", "log", "storage")]
+SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("command", "role"), OTHERS if os.environ.get("STOREBUS_SOAK_N") else seeded(OTHERS, 2, SEED))
+async def test_another_role_is_killed_on_the_way(place: Place, command: str, role: str) -> None:
+    """SIGKILL of any other role while a volume is attached or detached: the job ends once, and everybody says the same."""
+    cluster, volume, job = place.cluster, await place.volume(), str(uuid4())
+    if command == "detachVolume":
+        await place.done("attachVolume", id=volume, virtualmachineid=ID)
+    parameters = {"virtualmachineid": ID} if command == "attachVolume" else {}
+    asked = asyncio.create_task(cluster.persist(command, id=volume, customjobid=job, **parameters))
+    await cluster.reached(job, random.Random(f"{SEED} {command} {role}").randint(0 if role == "api" else 1, 4))
+    await asyncio.to_thread(cluster.kill, role)
+    cluster.start(role)
+    assert (await asked)["jobid"] == job
+    assert (await cluster.end(job))["jobstatus"] == 1
     await place.at_rest()
     if command == "attachVolume":
         await place.done("detachVolume", id=volume)

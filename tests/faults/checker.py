@@ -29,6 +29,7 @@ RESTING = {
     "primary_store": {"Up", "Removed", "Failed"},
     "image_store": {"Ready", "Rejected", "Deleted"},
     "template_store_ref": {"Ready"}, "snapshot_store_ref": {"Ready", "Hidden"}, "volume_store_ref": {"Ready"},
+    "template_spool_ref": {"Ready"},
 }
 """States in which nothing is on its way: table -> states."""
 REFS = ("template_store_ref", "snapshot_store_ref", "volume_store_ref")
@@ -127,6 +128,8 @@ def _counters(tables: Tables) -> dict[str, int]:
     for row in tables.living():
         value[f"primary_store/{row['primary_id']}/volumes"] += 1
         value[f"limit/{row['account_id']}/primary_storage"] += row["size"]
+    for row in tables["template_spool_ref"]:
+        value[f"primary_store/{row['pool_id']}/seeds"] += 1
     stores = {each["snapshot_id"]: each["store_id"] for each in tables["snapshot.requested"]}
     reserved = {each["snapshot_id"]: each["reserved"] for each in tables["snapshot.taken"]}
     for row in tables["snapshot"]:
@@ -172,6 +175,7 @@ def _folder(tables: Tables, primary: dict[str, Any]) -> Iterator[str]:
         return
     there = {path.name for path in folder.iterdir()}
     wanted = {row["path"] for row in tables.living() if row["primary_id"] == primary["id"]}
+    wanted |= {row["path"] for row in tables["template_spool_ref"] if row["pool_id"] == primary["id"]}
     yield from _compare(f"the folder {folder} ({primary['state']})", there - {MARK}, wanted)
     if primary["state"] == "Removed" and MARK in there:
         yield f"{folder} is marked still"

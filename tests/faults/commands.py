@@ -332,6 +332,26 @@ async def _(world: World) -> dict[str, Any]:
     return {"id": await world.done("registerTemplate", zoneid=world.zone, **world.registration())}
 
 
+@case("prepareTemplate")
+async def _(world: World) -> dict[str, Any]:
+    return {"templateid": await world.done("registerTemplate", zoneid=world.zone, **world.registration()), "zoneid": world.zone}
+
+
+@case("unprepareTemplate")
+async def _(world: World) -> dict[str, Any]:
+    return {"templateid": await prepared(world), "zoneid": world.zone}
+
+
+@case("createVolume", "from a prepared template")
+async def _(world: World) -> dict[str, Any]:
+    return {"name": "v", "zoneid": world.zone, "templateid": await prepared(world)}
+
+
+@case("deleteTemplate", "that is prepared")
+async def _(world: World) -> dict[str, Any]:
+    return {"id": await prepared(world)}
+
+
 @case("addImageStore")
 async def _(world: World) -> dict[str, Any]:
     return await world.store()
@@ -350,6 +370,14 @@ async def _(world: World) -> dict[str, Any]:
 @case("deleteStoragePool")
 async def _(world: World) -> dict[str, Any]:
     return {"id": await world.done("createStoragePool", **world.pool())}
+
+
+async def prepared(world: World) -> str:
+    """A template that waits on the zone's primary stores."""
+    template = await world.done("registerTemplate", zoneid=world.zone, **world.registration())
+    await world.done("prepareTemplate", templateid=template, zoneid=world.zone)
+    await world.cluster.settled()  # each primary store's copy is a job of its own
+    return template
 
 
 async def on_primary(world: World) -> str:

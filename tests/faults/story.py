@@ -12,7 +12,8 @@ from schema.ids import derive
 from tests.faults.commands import World, made
 
 WEIGHTS = {
-    "registerTemplate": 2, "registerIso": 1, "createTemplate": 3, "copyTemplate": 1, "extractTemplate": 2, "deleteTemplate": 1,
+    "registerTemplate": 2, "registerIso": 1, "createTemplate": 3, "copyTemplate": 1, "extractTemplate": 2, "deleteTemplate": 1, "prepareTemplate": 2,
+    "unprepareTemplate": 1,
     "createVolume": 8, "resizeVolume": 2, "destroyVolume": 2, "recoverVolume": 2, "deleteVolume": 1, "extractVolume": 2,
     "uploadVolume": 2, "placeVolume": 2, "createSnapshot": 10, "revertSnapshot": 3, "archiveSnapshot": 1, "copySnapshot": 1,
     "extractSnapshot": 3, "deleteSnapshot": 5, "createSnapshotPolicy": 1, "revokeExtractUrl": 3, "createStoragePool": 1,
@@ -103,6 +104,8 @@ class Story:
                 return {"id": pick("snapshot"), "destzoneids": world.other}
             case "createSnapshotPolicy":
                 return world.due(pick("volume"))
+            case "prepareTemplate" | "unprepareTemplate":
+                return {"templateid": pick("template"), **zone}
             case "placeVolume":
                 return {"id": pick("upload")}
             case "deleteVolume":

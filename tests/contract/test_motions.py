@@ -1,5 +1,5 @@
 """The contract of motions: what the registry carries, proved on stores. store-to-store runs between each two of memory, folder and
-S3 (SeaweedFS); direct has suites of its own (tests/integration/test_motion_*.py)."""
+S3 (SeaweedFS); direct and seed have suites of their own (tests/integration/test_motion_*.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agents.motion.store_to_store import Copy, parts_together
 from agents.toolbox import Toolbox
 from schema.failure import Failed, Refused, WorkFailed
 from schema.image import ImageFormat, ImageRef, Manifest, StoreSpec
-from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE
+from schema.motion import BACKUP, COPY, FETCH, MERGE, RESTORE, SEED
 from tests.contract.image_store import Place, data, keys
 from tests.services.s3_fixture import s3_server, s3_spec
 
@@ -234,7 +234,7 @@ def _manifest(part: int, count: int) -> Manifest:
 def test_the_registry_carries_what_it_says_and_refuses_the_rest() -> None:
     carried = {(name, move) for name, motion in MOTIONS.items() for move in motion.moves}
     assert carried == {("direct", FETCH), ("direct", BACKUP), ("direct", RESTORE), ("store-to-store", COPY),
-                       ("store-to-store", MERGE)}
+                       ("store-to-store", MERGE), ("seed", SEED)}
     for name, move in carried:
         assert find(name, move) is MOTIONS[name].moves[move]
     for name, move in (("direct", COPY), ("store-to-store", BACKUP), ("teleport", FETCH)):

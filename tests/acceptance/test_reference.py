@@ -21,7 +21,7 @@ from tests.support.recording import kept, recorded
 pytestmark = [pytest.mark.needs_s3, pytest.mark.needs_qemu]
 
 
-PASSING = {"step", "completed", "progress", "jobid", "jobstatus", "size", "physicalsize", "virtualsize"}
+PASSING = {"step", "completed", "progress", "jobid", "jobstatus", "size", "physicalsize", "virtualsize", "nextsnapshot"}
 """Fields that an answer has for a moment, or has not yet."""
 
 

@@ -259,7 +259,7 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "",
                   environment: dict[str, str] | None = None, port: int | None = None) -> AsyncIterator[Cluster]:
-    """A fresh installation with all roles running, on a fresh database, a fresh bucket and a wiped broker."""
+    """A fresh installation with all roles running, on a fresh database and a fresh bucket."""
     base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)

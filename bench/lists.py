@@ -1,7 +1,8 @@
 """The API's process: first pages of lists over a million things, and commands accepted while the broker is away.
 
 Owns an installation of roles as an operator starts them, with identity on, and a million rows of each list written past the log:
-what is measured is reading. Every request is signed. The peer is the limit that an operator's screen sets.
+what is measured is reading. Every request is signed. The peer is the limit that an operator's screen sets. BENCH_ROWS makes fewer rows
+while one works on it: such a run says its number, and is no measurement of the promise.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ way of not being who one says is answered with the same text.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hmac
 import logging
 import secrets
@@ -35,8 +37,12 @@ SESSION_S = 1800
 SESSIONS = 10_000
 FAILURES, FAILURES_S = 10, 60.0
 """Wrong passwords for one name in so many seconds; then it waits."""
-NOBODY = hashed("nobody", bytes(16))
-"""Compared with when there is no such user, so that an answer takes as long."""
+
+
+@functools.cache
+def nobody() -> str:
+    """Compared with when there is no such user, so that an answer takes as long. The first call takes a while: make it in a thread."""
+    return hashed("nobody", bytes(16))
 
 
 class System(Protocol):
@@ -167,10 +173,10 @@ class Authentication:
         if domain_id := value_of(parameters, "domainid"):
             where = {"name": username, "domain_id": domain_id}
         rows, _ = await self._system.rows("user", where, limit=2)
-        known = NOBODY
+        known = none = await asyncio.to_thread(nobody)
         if len(rows) == 1 and rows[0]["password"]:
             known = await self._system.open_secret(rows[0]["password"])
-        if not await matches(password, known) or known is NOBODY:
+        if not await matches(password, known) or known is none:
             self._failed[name] = [*recent, now]
             self._failed.move_to_end(name)
             while len(self._failed) > USERS:

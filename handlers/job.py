@@ -196,7 +196,7 @@ class Engine:
 
     def report(self, report: WorkCompleted | WorkFailed | WorkCancelled, refusal: Failed | None = None) -> None:
         """A final report. One that is not about the order that is out is released and changes nothing. `refusal`: why the job
-        cannot go on although the work was done (what comes next finds no room): it is undone."""
+        cannot go on although the work was done (what comes next finds no room, or is refused by now): it is undone."""
         job = self.job
         self._release(report)
         if job.ended or not job.outstanding or (report.work_id, report.attempt) != (job.work_id, job.attempt):

@@ -213,14 +213,26 @@ class Runtime:
         if job is None:
             raise BadParameter(f"a report about the unknown job {report.job_id}", field="job_id")
         command = command_of(job.submitted)
-        try:
-            await self._decide(report.job_id, command, lambda _, engine: engine.report(report), envelope)
-        except CounterFull as full:
-            refusal: Failed | None = getattr(full, "refusal", None)
-            if refusal is None:
-                raise
-            # The work was done, but what comes after it has no room.
-            await self._decide(report.job_id, command, lambda _, engine: engine.report(report, refusal), envelope)
+        refusal: Failed | None = None
+        remembered: set[str] = set()
+
+        def decide(context: Context, engine: Engine) -> None:
+            remembered.update(context.states)
+            engine.report(report, refusal)
+
+        for fresh in (False, True, True):
+            try:
+                await self._decide(report.job_id, command, decide, envelope)
+                return
+            except CounterFull as full:
+                refusal = getattr(full, "refusal", None) if refusal is None else None
+                if refusal is None:
+                    raise
+            except Refused as error:  # what is remembered may be old; what the log refuses too has become impossible
+                if refusal is not None:
+                    raise
+                refusal = error if fresh else None
+                self.forget(remembered)
 
     async def _timer(self, job_id: UUID) -> None:
         """A wait is over: start a command that got lost, make the next attempt, or ask the agent again."""

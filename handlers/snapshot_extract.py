@@ -112,9 +112,9 @@ class ExtractFlow(Extraction):
         return planner.plan(context.directory, planner.merge(store, store, size=self._size(context), field="id"))
 
     def _plan(self, context: Context) -> MotionPlan | None:
-        image = self._state(context).image
-        return self._planned(context) if image is not None and image.parent and context.state(
-            link.stream(context.job_id)) is None else None
+        if self._made(context) is None or context.state(link.stream(context.job_id)) is not None:
+            return None  # of a full copy, which may be deleted while its link is made: nothing is asked of the snapshot any more
+        return self._planned(context)
 
     def _key(self, context: Context, attempt: int) -> str:
         return template.object_key(context, "volume_copy", context.job_id, derive(context.job_id, "merge"), attempt, "qcow2")

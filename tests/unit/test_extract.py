@@ -10,7 +10,9 @@ import pytest
 
 from api.edge import Edge
 from bus.grant_sealing import answer_to, seal_to
-from schema.agent import LinkMade, MakeLink, WorkCompleted
+from handlers.template_extract import ExtractFlow
+from schema.agent import DeleteImages, LinkMade, MakeLink, WorkCompleted
+from schema.failure import BadParameter
 from tests.support.system import FakeSystem
 
 URL = "https://store.example/object?signature=CANARY"
@@ -125,5 +127,41 @@ async def test_a_failed_extraction_leaves_nothing() -> None:
     await scene.cloud.submissions()
     [order] = [each for each in await scene.cloud.open_orders() if isinstance(each, MakeLink)]
     await scene.cloud.fail(order)
+    assert await scene.cloud.ends(UUID(job)) == ["job.failed"]
+    assert await scene.cloud.store.counters() == before
+
+
+async def test_a_snapshot_that_is_deleted_while_its_link_is_made_holds_up_no_job() -> None:
+    scene = await Scene.start()
+    volume = (await scene.ok("createVolume", name="v", size=1))["id"]
+    await scene.cloud.settle()
+    snapshot = (await scene.ok("createSnapshot", volumeid=volume))["id"]
+    await scene.cloud.settle()
+    job = (await scene.ok("extractSnapshot", id=snapshot, zoneid=scene.cloud.zone_id))["jobid"]
+    await scene.cloud.submissions()
+    [order] = [each for each in await scene.cloud.open_orders() if isinstance(each, MakeLink)]
+    gone = (await scene.ok("deleteSnapshot", id=snapshot))["jobid"]
+    await scene.cloud.submissions()
+    [delete] = [each for each in await scene.cloud.open_orders() if isinstance(each, DeleteImages)]
+    await scene.cloud.complete(delete)
+    await scene.seal(order)
+    assert [await scene.cloud.ends(UUID(each)) for each in (gone, job)] == [["job.completed"], ["job.completed"]]
+    assert not await scene.cloud.store.held()
+
+
+async def test_what_has_become_impossible_when_a_report_comes_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a flow refuses once its order has been carried out: its job ends, and what it did is taken back."""
+    scene = await Scene.start()
+    before = await scene.cloud.store.counters()
+    job = (await scene.ok("extractTemplate", id=scene.template, mode="HTTP_DOWNLOAD"))["jobid"]
+    await scene.cloud.submissions()
+    [order] = [each for each in await scene.cloud.open_orders() if isinstance(each, MakeLink)]
+
+    def gone(self: Any, context: Any) -> Any:
+        raise BadParameter("what it was about is gone", field="id")
+
+    monkeypatch.setattr(ExtractFlow, "finish", gone)
+    await scene.seal(order)
+    await scene.cloud.settle()
     assert await scene.cloud.ends(UUID(job)) == ["job.failed"]
     assert await scene.cloud.store.counters() == before

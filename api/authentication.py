@@ -41,7 +41,7 @@ FAILURES, FAILURES_S = 10, 60.0
 
 @functools.cache
 def nobody() -> str:
-    """Compared with when there is no such user, so that an answer takes as long. The first call takes a while: make it in a thread."""
+    """Compared with when there is no such user, so that an answer takes as long. The first call takes a while: in a thread."""
     return hashed("nobody", bytes(16))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +16,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -97,7 +97,7 @@ def json_response(status: int, body: Mapping[str, Any], error: str = "") -> Resp
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     if error:
         headers["X-Description"] = "".join(c if " " <= c <= "~" else "?" for c in error)[:1000]
-    return Response(json.dumps(body, ensure_ascii=False), status, headers, media_type=JSON_TYPE)
+    return Response(to_json(body), status, headers, media_type=JSON_TYPE)
 
 
 def answered(answer: Answer, parameters: Mapping[str, str] | None = None) -> Response:

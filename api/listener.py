@@ -13,10 +13,9 @@ import logging
 import socket
 from collections.abc import Iterator
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.authentication import Authentication
 from api.edge import Edge
@@ -42,50 +41,71 @@ SEND_S = 60.0
 CLOSE_S = 5.0
 
 
-class Protocol(H11Protocol):
+class Protocol(HttpToolsProtocol):
     """uvicorn's, with an end to what is never finished."""
 
-    _head: asyncio.TimerHandle | None = None
-    _linger: asyncio.TimerHandle | None = None
+    _head = 0
+    """Bytes of a head that is not whole yet."""
+    _in_head = _in_body = False
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """The first head's time begins."""
         super().connection_made(transport)
-        self._watch()
+        self._in_head = True
+        self._end_in(HEAD_S)
 
     def data_received(self, data: bytes) -> None:
-        """A head that is not whole yet has its time, however its bytes trickle in."""
+        """A head is read only so far."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._unwatch()
-        elif self.conn.trailing_data[0]:
-            self._watch()
+        self._head = self._head + len(data) if self._in_head else 0
+        if self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The request's head is too large.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
-        self._unwatch()
-        if self._linger is not None:
-            self._linger.cancel()
+        self._go_on()
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A head that is not whole yet has its time, however its bytes trickle in."""
+        super().on_message_begin()
+        if not self._in_head:
+            self._in_head, self._head = True, 0
+            self._end_in(HEAD_S)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._in_head, self._in_body = False, True
+        self._go_on()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        self._in_body = False
+        self._go_on()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """A body that was not read to its end is read no further for long."""
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._linger = self.loop.call_later(LINGER_S, self._late)
+        if self._in_body and not self.transport.is_closing():
+            self._end_in(LINGER_S)
 
-    def _watch(self) -> None:
-        if self._head is None:
-            self._head = self.loop.call_later(HEAD_S, self._late)
-
-    def _unwatch(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+    def _end_in(self, seconds: float) -> None:
+        self._go_on()
+        self._timer = self.loop.call_later(seconds, self._late)
 
     def _late(self) -> None:
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+        if self._in_head and self.cycle is not None and not self.cycle.response_complete:
+            self._end_in(HEAD_S)  # the head of the request after the one that is answered
+        else:
             self.transport.close()
+
+    def _go_on(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class NotRead(Exception):
@@ -144,7 +164,7 @@ class HttpListener:
                        checks=self._checks, authentication=self._authentication, rate=self._rate)
         self._streams: EventStreams = app.state.streams
         config = uvicorn.Config(
-            Bounded(app), http=Protocol, h11_max_incomplete_event_size=MAX_HEAD, log_config=None, access_log=False,
+            Bounded(app), http=Protocol, log_config=None, access_log=False,
             server_header=False, lifespan="off", ws="none", limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=int(CLOSE_S), timeout_keep_alive=KEEP_S)
         self._server = _Server(config)

@@ -24,6 +24,7 @@ from api.access import Principal, resource_of
 from api.credentials import hashed, matches
 from api.flood import TooMany
 from api.signature import Unauthorized, check_form, value_of, verified
+from bus.gathering import Gathered
 from schema.identity import ROOT_DOMAIN, Role
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ REMEMBERED_S = 1.0
 """How long a user's row and key are taken as they were: a replaced key works that much longer."""
 USERS = 10_000
 """Users remembered at once."""
+AHEAD = 8
+"""Users looked up at once before what is remembered of them is too old."""
 SESSION_S = 1800
 """A session ends after so long without a request."""
 SESSIONS = 10_000
@@ -80,6 +83,8 @@ class Authentication:
     def __init__(self, system: System) -> None:
         self._system = system
         self._users: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._asked = Gathered(self._look_up)
+        self._ahead: set[asyncio.Task[_Known | None]] = set()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._failed: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
 
@@ -102,20 +107,46 @@ class Authentication:
 
     async def _user(self, column: str, value: str) -> _Known:
         """The user of a key or an id, as it was at most REMEMBERED_S ago. Raises Unauthorized when there is none."""
-        found = self._users.get((column, value))
-        if found is not None and found.until > time.monotonic():
+        found, now = self._users.get((column, value)), time.monotonic()
+        if found is not None and found.until > now:
+            if found.until - now < REMEMBERED_S / 2 and len(self._ahead) < AHEAD:  # whoever asks all the time never waits for it
+                task = asyncio.create_task(self._remember(column, value))
+                self._ahead.add(task)
+                task.add_done_callback(self._looked)
             return found
-        rows, _ = await self._system.rows("user", {column: value}, limit=2)
-        if len(rows) != 1:
-            self._users.pop((column, value), None)
+        known = await self._remember(column, value)
+        if known is None:
             raise Unauthorized
-        [row] = rows
-        secret = await self._system.open_secret(row["secret_key"]) if column == "api_key" else ""
-        found = _Known(await self.of(row), row, secret, time.monotonic() + REMEMBERED_S)
-        self._users[column, value] = found
+        return known
+
+    def _looked(self, task: asyncio.Task[_Known | None]) -> None:
+        self._ahead.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asks when it is too old hears of it
+
+    async def _remember(self, column: str, value: str) -> _Known | None:
+        known = (await self._asked.get([f"{column} {value}"])).get(f"{column} {value}")
+        if known is None:
+            self._users.pop((column, value), None)
+            return None
+        self._users[column, value] = known
         while len(self._users) > USERS:
             self._users.popitem(last=False)
-        return found
+        return known
+
+    async def _look_up(self, keys: list[str]) -> dict[str, _Known]:
+        """Of many requests of one user that come when its row has been remembered long enough, one looks."""
+
+        async def one(key: str) -> _Known | None:
+            column, _, value = key.partition(" ")
+            rows, _ = await self._system.rows("user", {column: value}, limit=2)
+            if len(rows) != 1:
+                return None
+            secret = await self._system.open_secret(rows[0]["secret_key"]) if column == "api_key" else ""
+            return _Known(await self.of(rows[0]), rows[0], secret, time.monotonic() + REMEMBERED_S)
+
+        found = await asyncio.gather(*(one(key) for key in keys))
+        return {key: known for key, known in zip(keys, found, strict=True) if known is not None}
 
     async def of(self, row: dict[str, Any]) -> Principal:
         """A row of the table `user` as a principal."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.process import OnReady, Roles, agent_token, arm, no_broker, open_transport, private_dir, stop_signal
+from api.process import OnReady, Roles, agent_token, arm, no_broker, open_transport, private_dir, spare_the_collector, stop_signal
 from api.settings import Settings
 from api.system import System
 from bus.errors import BrokerAway
@@ -138,6 +138,7 @@ async def run_up(settings: Settings, on_ready: OnReady) -> None:
                 "vault_key_file": None if settings.vault_key else settings.data_dir / "vault.key",
                 "api_url": url, "api_port": int(url.rsplit(":", 1)[1]), "pid": os.getpid()})
             await asyncio.to_thread(write_installation, settings.data_dir, record)
+            spare_the_collector()
             on_ready({"api": url, "data_dir": str(settings.data_dir), "pid": str(os.getpid()), "zone": str(zone_id)})
             await running.until(stop)
 
@@ -166,6 +167,7 @@ async def run_role(settings: Settings, role: str, on_ready: OnReady) -> None:
                 await roles.log_role(parts, running)
             case _:
                 raise Refused(f"no role is named {role!r}", field="role", remedy="api, handlers, log or agent")
+        spare_the_collector()
         on_ready(said)
         await running.until(stop)
 

@@ -8,6 +8,7 @@ ends (a supervising shell waits for the end of a pipe that only the starter hold
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -193,10 +194,20 @@ def _client(endpoint: str, access_key: str, secret_key: str, **config: Any) -> A
         from botocore.session import Session
     except ImportError as error:
         raise ServerMissing(f"an S3 client is needed to prove the server ready: {INSTALL}") from error
+    session = Session()
+    session.register_component("data_loader", _models())
     settings = Config(signature_version="s3v4", s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=30,
                       request_checksum_calculation="when_required", proxies={}, **config)
-    return Session().create_client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=access_key,
-                                   aws_secret_access_key=secret_key, config=settings)
+    return session.create_client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=access_key,
+                                 aws_secret_access_key=secret_key, config=settings)
+
+
+@functools.cache
+def _models() -> Any:
+    """What botocore knows of S3, read once a process: megabytes of JSON."""
+    from botocore.loaders import Loader
+
+    return Loader()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -24,7 +24,7 @@ HOLD_S = 1.0
 """A refusal is held back so long, and up to twice so long: those of a moment are not all answered in another."""
 IN_HAND = 64
 """Requests of one user at once; more are answered 429."""
-AT_ONCE = 8
+AT_ONCE = 32
 """Of these, so many are worked on; the others wait their turn. Waiting for a job to end needs no turn."""
 
 

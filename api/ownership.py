@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
 from api.access import Principal, Resource, Use, authorize, reach, resource_of
 from api.api_command import ApiCommand, Type
+from bus.gathering import Gathered
 from handlers.identity import TYPES
 from schema.failure import BadParameter, Denied, Unsupported
 from schema.identity import ROOT_OWNER, Owner, Role
@@ -70,6 +72,8 @@ class Ownership:
 
     def __init__(self, system: Reads) -> None:
         self._system = system
+        self._things: dict[str, Gathered[dict[str, Any]]] = {}
+        """By table: what many callers name is looked up at once."""
 
     async def check(self, command: ApiCommand, values: dict[str, Any], principal: Principal) -> Owner:
         """Raise unless the caller may do it with every thing that `values` names; the owner of the job and of what it makes.
@@ -116,7 +120,7 @@ class Ownership:
     async def member(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> UUID:
         """The account that is to be added to a project: one of the project's domain. Whoever made the project may, and who may
         act for that account; being of the project is not enough. Raises BadParameter."""
-        project = await self._one("project", "id", values["projectid"])
+        project = await self._one("project", values["projectid"])
         admin = await self._resource("account", project["admin_id"]) if project is not None else None
         nobody = admin is None and principal.role is not Role.ADMIN
         if project is None or nobody or not authorize(replace(principal, projects=frozenset()), command, admin):
@@ -129,7 +133,7 @@ class Ownership:
 
     async def grantees(self, command: ApiCommand, values: Mapping[str, Any]) -> list[UUID]:
         """The accounts that `accounts` (names in the domain of the thing's owner) and `projectids` name. Raises BadParameter."""
-        row = await self._one(command.noun, "id", values["id"])
+        row = await self._one(command.noun, values["id"])
         domain_id = row["domain_id"] if row is not None else str(ROOT_OWNER.domain_id)
         found: list[UUID] = []
         for name in values.get("accounts") or ():
@@ -139,7 +143,7 @@ class Ownership:
                                    remedy="listAccounts shows them")
             found.append(UUID(rows[0]["id"]))
         for project_id in values.get("projectids") or ():
-            project = await self._one("project", "id", project_id)
+            project = await self._one("project", project_id)
             if project is None:
                 raise absent("project", project_id, "projectids")
             found.append(UUID(project["account_id"]))
@@ -158,9 +162,17 @@ class Ownership:
         if table == "job":
             row = await self._system.job(UUID(str(thing_id)))
         else:
-            rows, _ = await self._system.rows(table, {"id": str(thing_id)}, limit=1)
-            row = rows[0] if rows else None
+            row = await self._one(table, thing_id)
         return resource_of(table, row) if row is not None else None
+
+    async def _one(self, table: str, thing_id: Any) -> dict[str, Any] | None:
+        if table not in self._things:
+            self._things[table] = Gathered(partial(self._look_up, table))
+        return (await self._things[table].get([str(thing_id)])).get(str(thing_id))
+
+    async def _look_up(self, table: str, ids: list[str]) -> dict[str, dict[str, Any]]:
+        rows, _ = await self._system.rows(table, {"id": {"in": ids}}, limit=len(ids))
+        return {row["id"]: row for row in rows}
 
     # --- account, domainid, projectid ---
 
@@ -171,7 +183,7 @@ class Ownership:
         if project is not None:
             if account is not None:
                 raise BadParameter("give either account or projectid", field="account", remedy="leave one of them out")
-            row = await self._one("project", "id", project)
+            row = await self._one("project", project)
             if row is None or not authorize(principal, command, resource_of("project", row), use):
                 raise absent("project", project, "projectid")
             return resource_of("project", row).owner
@@ -188,10 +200,6 @@ class Ownership:
         if found is None or not authorize(principal, command, found, use):
             raise BadParameter(f"the domain has no account {account!r}", field="account", remedy="listAccounts shows them")
         return found.owner
-
-    async def _one(self, table: str, column: str, value: Any) -> dict[str, Any] | None:
-        rows, _ = await self._system.rows(table, {column: str(value)}, limit=1)
-        return rows[0] if rows else None
 
     # --- lists ---
 
@@ -232,7 +240,7 @@ class Ownership:
 
     async def _domain(self, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
         domain_id = values["domainid"]
-        row = await self._one("domain", "id", domain_id)
+        row = await self._one("domain", domain_id)
         if row is None or not authorize(principal, command, resource_of("domain", row), Use.SEE):
             raise absent("domain", domain_id, "domainid")
         if values.get("isrecursive"):

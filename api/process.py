@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -27,6 +28,14 @@ OnReady = Callable[[dict[str, str]], None]
 """Called once everything answers, with what a person wants to know: api, data_dir, pid."""
 STOP_S = 10.0
 """How long roles may take to stop by themselves."""
+
+
+def spare_the_collector() -> None:
+    """What a process begins with stays to its end: the collector of garbage looks at it no more, and less often at the rest. It
+    took a tenth of the time in which commands are accepted."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def private_dir(path: Path) -> Path:

@@ -26,7 +26,7 @@ from api.system import System
 from bus.consumer import PartitionConsumer
 from bus.dead_letters import DeadLetters
 from bus.errors import StoreAway
-from bus.event_store import EventStore
+from bus.event_store import AppendRequest, EventStore
 from bus.forwarder import Forwarder, Identify, Principal, everyone, only
 from bus.read_model import PostgresReadModel
 from bus.relay import Relay
@@ -145,7 +145,10 @@ async def api(parts: Parts, running: Roles) -> str:
     settings = parts.settings
     views = await PostgresReadModel.connect(parts.dsn, role="storebus_app")
     running.at_stop(views.aclose)
-    system = System(parts.store, parts.runtime(), views, parts.vault)
+    runtime = parts.runtime()
+    system = System(parts.store, runtime, views, parts.vault)
+    await runtime.catch_up()  # and an append of nothing: else the first commands would wait for both
+    await parts.store.append(AppendRequest(expected={}, rows=()))
 
     authentication = None
     if settings.identity:

@@ -161,6 +161,8 @@ class Page:
 
     rows: list[LogRow]
     scanned_to: int
+    at_head: bool = False
+    """Nothing was left when it was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

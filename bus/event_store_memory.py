@@ -144,7 +144,7 @@ class MemoryEventStore:
                 found.append(row)
             if len(found) >= limit:
                 break
-        return Page(found, after)
+        return Page(found, after, at_head=after == len(self.rows))
 
     async def head(self) -> int:
         """See EventStore."""

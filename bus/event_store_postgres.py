@@ -192,7 +192,7 @@ class PostgresEventStore:
             rows = _rows(await self._fetch("read_log", after, limit))
             if rows and (rows[-1].position != after + len(rows) or rows[0].position != after + 1):
                 raise _hole(after, rows)
-            return Page(rows, rows[-1].position if rows else after)
+            return Page(rows, rows[-1].position if rows else after, at_head=len(rows) < limit)
         until = filter.until_position if filter.until_position is not None else (1 << 62)
         found = await self._fetch(
             "read_log_where", after, min(after + SCAN, until), list(filter.kinds) or None, _regex(filter.types),
@@ -203,11 +203,12 @@ class PostgresEventStore:
                 found = await self._fetch("read_log_where", after, min(after + SCAN, until), *[None] * 5, 0)
                 if found[0]["last"] is None:
                     raise LogBroken(f"position {after + 1} is missing from the log", remedy=VERIFY)
-            return Page([], after)
+            return Page([], after, at_head=until > after)
         if count != last - after:
             raise LogBroken(f"between positions {after} and {last} there are {count} rows, not {last - after}", remedy=VERIFY)
         rows = [_ROW(record[:_COLUMNS]) for record in found if record["position"] is not None]
-        return Page(rows, rows[-1].position if len(rows) >= limit else last)
+        whole = len(rows) < limit
+        return Page(rows, last if whole else rows[-1].position, at_head=whole and last < min(after + SCAN, until))
 
     async def head(self) -> int:
         """See EventStore."""

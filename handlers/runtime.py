@@ -21,6 +21,7 @@ from uuid import UUID
 from bus.envelope import Envelope
 from bus.errors import ClaimTaken, Conflict, CounterFull
 from bus.event_store import NO_STREAM, AppendRequest, EventStore, LogFilter, LogRow, NewRow, Timer
+from bus.gathering import Gathered
 from bus.relay import envelope_of
 from bus.submission import TIMER_TYPE, job_stream, submission, submitted
 from bus.transport import Transport, WireMessage
@@ -73,8 +74,8 @@ class Runtime:
         self.vault_key = vault_key
         self.directory, self.survey = Directory(), Survey()
         self._states: OrderedDict[str, tuple[int, Any]] = OrderedDict()
-        self._reading: asyncio.Task[None] | None = None
-        self._next_reading: asyncio.Task[None] | None = None
+        self._folded = Gathered(self._fold)
+        self._caught_up = Gathered(self._read_on)
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class Runtime:
         """What the command's start would decide, thrown away afterwards."""
         streams = await self._streams(job_id, command)
         self.forget(streams)  # nothing is appended here that would show a stale state
-        await self.catch_up()
+        await asyncio.gather(self.catch_up(), self._load(streams))
         await self._look_around(FLOWS.get(type(command)))
         states = {name: state for name, (_, state) in (await self._follow(command, streams, fresh=True)).items()}
         context = replace(self._context(job_id, command, states), asked_for=owner)
@@ -407,13 +408,16 @@ class Runtime:
         found = {name: self._states[name] for name in streams if name in self._states}
         missing = [name for name in streams if name not in found]
         if missing:
-            for name, rows in (await self.store.read_streams(missing)).items():
-                found[name] = self._states[name] = max(fold(name, rows), self._states.get(name, (NO_STREAM, None)), key=_version)
+            for name, read in (await self._folded.get(missing)).items():
+                found[name] = self._states[name] = max(read, self._states.get(name, (NO_STREAM, None)), key=_version)
         for name in found.keys() & self._states.keys():
             self._states.move_to_end(name)
         while len(self._states) > CACHED_STREAMS:
             self._states.popitem(last=False)
         return found
+
+    async def _fold(self, streams: list[str]) -> dict[str, tuple[int, Any]]:
+        return {name: fold(name, rows) for name, rows in (await self.store.read_streams(streams)).items()}
 
     async def _state(self, stream: str) -> Any:
         return (await self._load([stream]))[stream][1]
@@ -436,24 +440,19 @@ class Runtime:
 
     async def catch_up(self) -> None:
         """Bring the directory up to the head of the log. Who asks while it is read waits for the next reading, one for all."""
-        if self._next_reading is None:
-            self._next_reading = asyncio.create_task(self._read_on(self._reading))
-            self._next_reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
-        await asyncio.shield(self._next_reading)
+        await self._caught_up.get([""])
 
-    async def _read_on(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        self._reading, self._next_reading = self._next_reading, None
+    async def _read_on(self, _: list[str]) -> dict[str, None]:
         wanted = LogFilter(types=PATTERNS, kinds=frozenset({"event"}))
-        for _ in range(100_000):
+        for _turn in range(100_000):
             page = await self.store.read_log(self.directory.position, filter=wanted, limit=1000)
             for row in page.rows:
                 self.directory.apply(decode(row.type, row.type_version, row.payload))
-            if page.scanned_to == self.directory.position:
-                await self._room()
-                return
             self.directory.position = page.scanned_to
+            if page.at_head:
+                break
+        await self._room()
+        return {}
 
     async def _room(self) -> None:
         """What is used of the stores that have a capacity, as the counters say now; what is free on primary stores."""

@@ -68,6 +68,27 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+ORDER = ("faults", "acceptance", "integration", "contract", "unit", "architecture")
+"""The folders with the longest files come first: a worker that took one last would keep a run from its end."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """An ordinary run leaves out what only a soak has time for (the mark `soak`), and says how much that is."""
+    kept, left = [], []
+    for item in items:
+        (kept if SOAK or not _long(item) else left).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+    kept.sort(key=lambda item: min((n for n, name in enumerate(ORDER) if f"tests/{name}/" in item.nodeid), default=len(ORDER)))
+    items[:] = kept
+
+
+def _long(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("soak")
+    shown = item.name.partition("[")[2].rstrip("]")
+    return mark is not None and shown not in mark.kwargs.get("but", ())
+
+
 OPTIONAL = "(optional)"
 """In a skip's reason: the test wants what nobody has to have (a second Postgres). It is listed, and fails no run."""
 NOT_ITS = "not this plug-in's:"

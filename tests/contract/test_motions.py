@@ -117,6 +117,9 @@ async def pair(source_kind: str, target_kind: str, request: pytest.FixtureReques
         await opened.aclose()
 
 
+@pytest.mark.soak(but=tuple(f"{pair}-{3 * PART + 4097}" for pair in (
+    "memory-memory", "memory-folder", "folder-memory", "folder-folder", "memory-s3", "folder-s3", "s3-folder", "s3-s3")) + tuple(
+    f"{pair}-{size}" for pair in ("memory-folder", "s3-memory") for size in (0, 1, PART)))
 @pytest.mark.parametrize("size", [0, 1, PART, 3 * PART + 4097])
 async def test_the_copy_is_the_object_and_its_manifest_describes_it(pair: Pair, size: int) -> None:
     body = data(size)

@@ -25,14 +25,14 @@ from tests.faults.story import Story
 from tests.support.images import iso
 
 SOAK = int(os.environ.get("STOREBUS_SOAK_N", "0"))
-JOBS = SOAK or 24
+JOBS = SOAK or 12
 BUSY_KILLS = 20 if JOBS >= 100 else 0
 """Each role dies at least so often while it holds work: jobs go on until it has."""
 SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 
 
-PAIRS_N = 8
-"""Commands that are hit in an ordinary run, each with one role. In a soak each with every role."""
+PAIRS_N, POINTS_N = 6, 6
+"""Commands that are hit in an ordinary run, each with one role, and named places. In a soak each with every role, and all places."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,11 @@ async def world(rabbitmq: Any, postgres_server: Any, s3_server: Any, site: Site)
         yield world
 
 
+POINTS = sorted(name for name in NAMES if not name.startswith("api."))
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("point", sorted(name for name in NAMES if not name.startswith("api.")))
+@pytest.mark.parametrize("point", seeded(POINTS, len(POINTS) if SOAK else POINTS_N, SEED))
 async def test_killed_at_a_named_place(point: str, world: World, site: Site) -> None:
     """Each named place is reached by a real job, the process dies there, and the job ends right."""
     part, cluster = point.split(".")[0], world.cluster
@@ -181,7 +184,7 @@ async def test_a_host_that_dies_while_templates_are_prepared(world: World, site:
         job = (answer["template"][0] if "template" in answer else answer)["jobid"]
         assert (await cluster.end(job))["jobstatus"] == 1, await cluster.story(job)
 
-    for _ in range(5):
+    for _ in range(5 if SOAK else 2):
         await killed("prepareTemplate", **about)
         for number in range(2):
             await killed("createVolume", name=f"of a copy {number}", **about)

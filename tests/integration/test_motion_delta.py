@@ -39,7 +39,7 @@ from tests.services.s3_fixture import s3_spec
 from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img
 
-SIZE = 40 * MIB + 1536
+SIZE = 24 * MIB + 1536
 
 
 @dataclass
@@ -190,6 +190,7 @@ async def disk(request: pytest.FixtureRequest, tmp_path: Path, qemu: None, seed:
 @pytest.mark.needs_qemu
 class TestChain:
     """The way of the orders."""
+    @pytest.mark.soak(but=("folder", "swift"))
 
     async def test_every_link_reads_back_as_it_was_taken(self, disk: Disk) -> None:
         await disk.change(writes=12)
@@ -203,6 +204,7 @@ class TestChain:
             await verify_object(disk.store, image.key)
         for number in range(6):
             await disk.judge(number)
+    @pytest.mark.soak(but=("folder",))
 
     async def test_after_a_resize_the_next_backup_is_full_and_the_one_after_it_a_delta(self, disk: Disk) -> None:
         """Grown, shrunk, and shrunk and grown again to the size that the parent has: nothing of the old record is believed."""
@@ -222,6 +224,7 @@ class TestChain:
             assert delta.parent == image.key and disk.reasons[-1] == ""
         for number in range(len(disk.images)):
             await disk.judge(number)
+    @pytest.mark.soak(but=("s3",))
 
     async def test_a_disk_that_was_cut_and_has_its_size_again_is_backed_up_whole(self, disk: Disk) -> None:
         """The parent holds what was cut off; the record of changes was cut with it, so a delta would bring it back."""
@@ -238,6 +241,7 @@ class TestChain:
         image = await disk.snapshot(parent=0)
         assert image.parent == "" and "bitmap" in disk.reasons[-1]
         await disk.judge(1)
+    @pytest.mark.soak(but=("folder",))
 
     async def test_a_delta_holds_what_changed_and_no_more(self, disk: Disk) -> None:
         async with disk.tools.hypervisor.open(disk.path, writable=True) as device:

@@ -30,6 +30,7 @@ from agents.toolbox import Toolbox
 from schema.agent import ImageResult, MergeImages, WriteSnapshot
 from schema.failure import Damaged, Failed, Refused, WorkFailed
 from schema.image import ImageFormat, ImageRef
+from tests.conftest import SOAK
 from tests.integration.test_motion_delta import SIZE, Disk, disk, spec, whole
 from tests.services.s3_fixture import s3_server
 from tests.services.swift_fixture import swift_server
@@ -113,6 +114,7 @@ async def chain(disk: Disk, links: int, *, compression: str = "") -> None:
 class TestMerged:
     """What comes out."""
 
+    @pytest.mark.soak(but=("folder-0-4", "s3-1-3", "swift-3-4"))
     @pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 3), (0, 4), (3, 4)])
     async def test_it_holds_what_the_chain_held(self, disk: Disk, first: int, last: int) -> None:
         await chain(disk, 5)
@@ -125,6 +127,7 @@ class TestMerged:
         put_in_place(disk, last, image)
         for number in [*range(first), *range(last, 5)]:
             await judge(disk, number)
+    @pytest.mark.soak(but=("folder",))
 
     async def test_a_compressed_base_stays_compressed(self, disk: Disk) -> None:
         await chain(disk, 3, compression="zstd")
@@ -147,7 +150,7 @@ class TestMerged:
     async def test_a_child_of_a_merged_one_is_merged_and_so_on(self, disk: Disk) -> None:
         """Each new link is written on what the merge before made; the names of what it replaces go on."""
         await chain(disk, 3)
-        for last in range(2, 5):
+        for last in range(2, 5 if SOAK else 4):
             image = await merged(disk, 0, last - 1)
             put_in_place(disk, last - 1, image)
             for number in (last - 1, last):
@@ -195,6 +198,7 @@ class TestMerged:
         await disk.store.delete(manifest_key(disk.images[0].key))
         await disk.store.delete(disk.images[0].key)
         await verify_object(disk.store, image.key)
+    @pytest.mark.soak(but=("folder", "swift"))
 
     async def test_into_another_store(self, disk: Disk, tmp_path: Path) -> None:
         await chain(disk, 3)
@@ -215,6 +219,7 @@ class TestMerged:
 class TestRefused:
     """Links that are not what was written, and faults: nothing is left."""
 
+    @pytest.mark.soak(but=("base--folder", "delta-zstd-folder", "cut--folder", "gone-zstd-folder"))
     @pytest.mark.parametrize("compression", ["", "zstd"])
     @pytest.mark.parametrize("where", ["base", "delta", "cut", "gone"])
     async def test_damage_is_named_and_nothing_is_left(self, disk: Disk, where: str, compression: str) -> None:

@@ -168,17 +168,19 @@ class Lists:
             return Names(users=await self._users(rows))
         if table in ("domain", "user", "project", "resource_limit", "event", "resource_tag"):
             return Names()
-        zones = await self.table("zone")
         if table == "volume":
-            sources = await self.lookup("template", (row.get("template_id") for row in rows))
-            chosen = await self.lookup("disk_offering", (row.get("disk_offering_id") for row in rows))
-            machines = await self.lookup("machine", (row.get("machine_id") for row in rows))
-            return Names(zones=zones, primaries=await self.table("primary_store"), templates=sources, offerings=chosen,
-                         machines=machines)
+            zones, sources, chosen, machines, primaries = await asyncio.gather(
+                self.table("zone"), self.lookup("template", (row.get("template_id") for row in rows)),
+                self.lookup("disk_offering", (row.get("disk_offering_id") for row in rows)),
+                self.lookup("machine", (row.get("machine_id") for row in rows)), self.table("primary_store"))
+            return Names(zones=zones, primaries=primaries, templates=sources, offerings=chosen, machines=machines)
+        if table == "snapshot_in_zone":  # its rows have what they show of volumes
+            zones, stores, copies = await asyncio.gather(
+                self.table("zone"), self.table("image_store"), self._copies("snapshot", rows))
+            return Names(zones=zones, stores=stores, copies=copies)
+        zones = await self.table("zone")
         if table == "snapshot_policy":
             return Names(zones=zones, volumes=await self.lookup("volume", (row["volume_id"] for row in rows)))
-        if table == "snapshot_in_zone":  # its rows have what they show of volumes
-            return Names(zones=zones, stores=await self.table("image_store"), copies=await self._copies("snapshot", rows))
         if table in ("template", "snapshot"):
             volumes = await self.lookup("volume", (row.get("volume_id") for row in rows))
             return Names(zones=zones, stores=await self.table("image_store"), volumes=volumes,

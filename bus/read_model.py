@@ -17,6 +17,8 @@ from bus.errors import StoreAway
 from bus.event_store_connection import AWAY
 
 Change = tuple[str, str, dict[str, Any] | None]
+SETTINGS = {"application_name": "storebus", "jit": "off", "max_parallel_workers_per_gather": "0"}
+"""A page is small: to compile for it, or to start workers, takes longer than to read it."""
 
 
 class ReadModel(Protocol):
@@ -51,7 +53,7 @@ class PostgresReadModel:
 
         try:
             pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4, reset=_keep, command_timeout=60, timeout=15,
-                                             server_settings={"role": role, "application_name": "storebus"})
+                                             server_settings={"role": role, **SETTINGS})
         except AWAY as error:
             raise StoreAway(f"Postgres does not answer: {error}",
                             remedy="start it, or check STOREBUS_DATABASE_URL") from None
@@ -70,10 +72,9 @@ class PostgresReadModel:
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """See ReadModel."""
         # One text for a page: to take hundreds of rows from the connection costs more than to read them.
-        found = await self._run("SELECT max(total), json_agg(item)::text FROM read.rows($1, $2::jsonb, $3, $4, $5, $6)", table,
+        found = await self._run("SELECT total, items FROM read.page($1, $2::jsonb, $3, $4, $5, $6)", table,
                                 json.dumps(dict(where or {})), search, order, limit, offset)
-        total, items = found[0]
-        return (from_json(items, cache_strings="keys"), total) if items else ([], 0)
+        return (from_json(found[0]["items"], cache_strings="keys"), found[0]["total"]) if found else ([], 0)
 
     async def _run(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
         try:

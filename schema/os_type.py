@@ -53,3 +53,5 @@ NAMES: Mapping[str, str] = {str(os_type_id(name)): name for names in SYSTEMS.val
 """Id -> name."""
 UNSAID = "None"
 """What CloudStack calls the system of an image of which nobody said what it is."""
+UNSAID_ID = str(os_type_id(UNSAID))
+"""Its id."""

@@ -5,6 +5,7 @@ Every condition is asked of the database, which also pages: nothing is folded he
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,11 +87,13 @@ async def objects(lists: Lists, rows: list[dict[str, Any]]) -> list[dict[str, An
         return []
     plain = [{**row, "id": row.get("template_id") or row["id"]} for row in rows]
     ids = list(dict.fromkeys(row["id"] for row in plain))
+    (found, _), told, zones, stores = await asyncio.gather(
+        lists.system.rows("template_store_ref", {"template_id": {"in": ids}}, limit=100 * len(ids)),
+        lists.progress(row["job_id"] for row in plain if row["state"] in COMING), lists.table("zone"), lists.table("image_store"))
     copies: dict[str, list[Mapping[str, Any]]] = {}
-    for copy in (await lists.system.rows("template_store_ref", {"template_id": {"in": ids}}, limit=100 * len(ids)))[0]:
+    for copy in found:
         copies.setdefault(copy["template_id"], []).append(copy)
-    told = await lists.progress(row["job_id"] for row in plain if row["state"] in COMING)
-    names = Names(zones=await lists.table("zone"), stores=await lists.table("image_store"), copies=copies, progress=told)
+    names = Names(zones=zones, stores=stores, copies=copies, progress=told)
     return [template(row, names) for row in plain]
 
 

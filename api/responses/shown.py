@@ -6,6 +6,7 @@ CloudStack does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -87,7 +88,8 @@ def owned(row: Row) -> dict[str, Any]:
     return {**head, "domainid": row.get("domain_id") or str(ROOT_OWNER.domain_id), **domain_names(path)}
 
 
-def domain_names(path: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=10_000)
+def domain_names(path: str) -> Mapping[str, str]:
     """A domain by its path."""
     return {"domain": path.rstrip("/").rpartition("/")[2] or "ROOT", "domainpath": domain_path(path)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from api.responses.shown import OWNED, PENDING, Names, Row, Show, filled, name_of, owned, pending, percent, tags, when
 from schema.os_type import NAMES as OS_NAMES
-from schema.os_type import UNSAID, os_type_id
+from schema.os_type import UNSAID, UNSAID_ID
 
 TEMPLATE = {
     "id": "string", "name": "string", "displaytext": "string", "ispublic": "boolean", "isfeatured": "boolean",
@@ -44,9 +44,9 @@ def state_of(row: Row, names: Names) -> str:
     return "Quarantined" if states and states <= {"Quarantined"} else "Ready"
 
 
-def template_status(row: Row, names: Names) -> str:
-    """The text that clients parse."""
-    match state_of(row, names):
+def template_status(row: Row, names: Names, state: str = "") -> str:
+    """The text that clients parse. `state`: where it is known already."""
+    match state or state_of(row, names):
         case "Quarantined":
             return f"Quarantined: {row['error']}"
         case "Ready":
@@ -64,7 +64,7 @@ def template_status(row: Row, names: Names) -> str:
 
 def template(row: Row, names: Names) -> dict[str, Any]:
     """A template or an ISO, in a zone where the row is of one."""
-    zone = row.get("in_zone") or row["zone_id"]
+    zone, state = row.get("in_zone") or row["zone_id"], state_of(row, names)
     copies = [{"datastore": name_of(names.stores, copy["store_id"]) or copy["store_id"],
                "downloadPercent": DOWNLOADS.get(copy["state"], ("", "0"))[1],
                "downloadState": DOWNLOADS.get(copy["state"], ("NOT_DOWNLOADED", ""))[0]}
@@ -72,15 +72,15 @@ def template(row: Row, names: Names) -> dict[str, Any]:
     return filled(
         id=row["id"], name=row["name"], displaytext=row["display_text"] or row["name"], ispublic=bool(row["is_public"]),
         isfeatured=bool(row["is_featured"]), isextractable=bool(row["is_extractable"]),
-        isready=state_of(row, names) == "Ready", crossZones=bool(row["cross_zones"]),
+        isready=state == "Ready", crossZones=bool(row["cross_zones"]),
         created=when(row["created"]), removed=when(row.get("removed")),
         passwordenabled=bool(row["password_enabled"]), sshkeyenabled=bool(row["ssh_key_enabled"]),
         requireshvm=bool(row["requires_hvm"]), bootable=bool(row["bootable"]),
         isdynamicallyscalable=bool(row["dynamically_scalable"]), format=str(row["format"]).upper(),
-        hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"] or str(os_type_id(UNSAID)),
+        hypervisor=row["hypervisor"], arch=row["arch"], bits=row["bits"], ostypeid=row["os_type_id"] or UNSAID_ID,
         ostypename=OS_NAMES.get((row["os_type_id"] or "").lower(), UNSAID),
         templatetype=row["template_type"], templatetag=row["template_tag"], sortkey=row["sort_key"],
-        status=template_status(row, names), size=row.get("size"), physicalsize=row.get("physical_size"),
+        status=template_status(row, names, state), size=row.get("size"), physicalsize=row.get("physical_size"),
         checksum=row["checksum"], url=row["url"], zoneid=zone,
         zonename=row.get("zone_name") or name_of(names.zones, zone), **owned(row), details=row["details"] or {},
         downloaddetails=copies, directdownload=False, deployasis=False,

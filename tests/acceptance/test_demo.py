@@ -28,6 +28,7 @@ async def image(qemu_tools: None, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.soak(but=("-everything held", "object-bytes 16777216 to"))
 @pytest.mark.parametrize(("what", "named"), [
     ("", "everything held"), ("object", "bytes 16777216 to"), ("event", "position 20"), ("projection", "read.volume"),
 ])

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.up import Up
 
-EXAMPLES = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 5
+EXAMPLES = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 2
 SLOW = "addImageStore|addSecondaryStorage|addS3|addSwift|createSecondaryStagingStore|createStoragePool"
 """Commands that wait for an agent that tries to reach what was made up: they are asked, but seldom."""
 PROGRAM = os.environ.get("STOREBUS_TEST_SCHEMATHESIS", "")

@@ -39,13 +39,13 @@ async def run(page: str, up: Up, folder: Path, said: dict[str, str]) -> str:
         stderr=asyncio.subprocess.PIPE, env=clean | {
             "PATH": f"{folder}:{Path(sys.executable).parent}:{clean['PATH']}", "STOREBUS_DATA_DIR": str(up.data),
             "STOREBUS_CONFIG_DIR": str(folder / "none"), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)})
-    out, err = await asyncio.wait_for(process.communicate(), 240)
+    out, err = await asyncio.wait_for(process.communicate(), 400)
     assert process.returncode == 0, err.decode()[-3000:]
     return out.decode()
 
 
 @pytest.mark.needs_qemu
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 async def test_from_nothing_to_restored_backups(qemu_tools: None, tmp_path: Path) -> None:
     """A snapshot comes by its schedule, is restored, and its bytes are the disk's."""
     async with site(tmp_path, random.Random(9).randbytes(2 << 20) + bytes(4 << 20)) as web:

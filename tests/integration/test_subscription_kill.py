@@ -79,7 +79,7 @@ async def test_killed_ten_times(log_server: LogServer) -> None:
             checkpoint = await store.load_checkpoint("sub/killed")
             assert checkpoint is not None
             saved = checkpoint.position
-            assert saved < seen
+            assert saved <= seen
         assert kills > KILLS
     finally:
         if reader is not None and reader.returncode is None:

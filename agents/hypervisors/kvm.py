@@ -136,9 +136,15 @@ class KvmHypervisor:
         if format is not ImageFormat.QCOW2:
             raise WorkFailed(f"a disk here is qcow2, not {format}")
         await prove_disk(path)
-        found = await qemu.info(path, "qcow2")
-        _refuse(found)
-        await qemu.run("qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS))
+        checked = asyncio.create_task(qemu.run(
+            "qemu-img", "check", "-q", "-f", "qcow2", path, look_s=qemu.CHECK_S, accept=(0, LEAKS)))
+        try:  # beside each other: to start either costs more than it looks
+            found = await qemu.info(path, "qcow2")
+            _refuse(found)
+            await checked
+        finally:
+            checked.cancel()
+            await to_the_end(asyncio.gather(checked, return_exceptions=True))
         for inner in found.get("snapshots", []):  # somebody else's snapshots would be carried along for ever
             await self.drop_snapshot(path, inner["name"])
         for name in _bitmaps_in(found):  # and somebody else's record of changes must not be taken for ours

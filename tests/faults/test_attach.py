@@ -208,12 +208,14 @@ async def test_attach_detach_and_delete_travel_as_command_order_and_report(place
     await place.at_rest()
 
 
+SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
+SOAK = bool(os.environ.get("STOREBUS_SOAK_N"))
 KILLS = [("attachVolume", name) for name in sorted(NAMES) if name.startswith("agent.")]
 KILLS += [("detachVolume", "agent.before_work"), ("detachVolume", "agent.after_work_before_report")]
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("command", "point"), KILLS)
+@pytest.mark.parametrize(("command", "point"), KILLS if SOAK else seeded(KILLS, 3, SEED))
 async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command: str) -> None:
     """SIGKILL of the KVM agent at each of its named places: the job ends once, the machine lived on, and it, the agent's list and
     the log say the same."""
@@ -239,11 +241,10 @@ async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command:
 
 
 OTHERS = [(command, role) for command in ("attachVolume", "detachVolume") for role in ("api", "handlers", "log", "storage")]
-SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("command", "role"), OTHERS if os.environ.get("STOREBUS_SOAK_N") else seeded(OTHERS, 2, SEED))
+@pytest.mark.parametrize(("command", "role"), OTHERS if SOAK else seeded(OTHERS, 2, SEED))
 async def test_another_role_is_killed_on_the_way(place: Place, command: str, role: str) -> None:
     """SIGKILL of any other role while a volume is attached or detached: the job ends once, and everybody says the same."""
     cluster, volume, job = place.cluster, await place.volume(), str(uuid4())

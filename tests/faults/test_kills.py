@@ -25,13 +25,13 @@ from tests.faults.story import Story
 from tests.support.images import iso
 
 SOAK = int(os.environ.get("STOREBUS_SOAK_N", "0"))
-JOBS = SOAK or 12
+JOBS = SOAK or 8
 BUSY_KILLS = 20 if JOBS >= 100 else 0
 """Each role dies at least so often while it holds work: jobs go on until it has."""
 SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 
 
-PAIRS_N, POINTS_N = 6, 6
+PAIRS_N, POINTS_N = 4, 4
 """Commands that are hit in an ordinary run, each with one role, and named places. In a soak each with every role, and all places."""
 
 

@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
+from tests.conftest import SEED, SOAK
+from tests.faults.commands import seeded
 from tests.faults.seeded_bugs import BUGS
+
+CHOSEN = sorted(BUGS) if SOAK else sorted(seeded(sorted(BUGS), 5, SEED))
+"""All of them in a soak."""
 
 
 async def outcome(tests: str, bug: str) -> tuple[int, str]:
@@ -20,13 +25,13 @@ async def outcome(tests: str, bug: str) -> tuple[int, str]:
     return process.returncode or 0, said.decode()[-1500:]
 
 
-@pytest.mark.parametrize("bug", sorted(BUGS))
+@pytest.mark.parametrize("bug", CHOSEN)
 async def test_a_seeded_bug_is_noticed(bug: str) -> None:
     status, said = await outcome(BUGS[bug][1], bug)
     assert status == 1, said
 
 
-@pytest.mark.parametrize("tests", sorted({tests for _, tests in BUGS.values()}))
+@pytest.mark.parametrize("tests", sorted({BUGS[bug][1] for bug in CHOSEN}))
 async def test_without_a_bug_they_are_green(tests: str) -> None:
     status, said = await outcome(tests, "")
     assert status == 0, said

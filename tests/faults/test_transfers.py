@@ -29,14 +29,14 @@ from tests.services.s3_proxy import S3Proxy, Seen
 from tests.services.seaweedfs import start_seaweedfs
 
 MIB = 1 << 20
-COUNT = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 8
+COUNT = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 4
 SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", "1")))
 STORE_DIES = COUNT >= 100
 """Only at large counts: with its restarts of 10 s on a busy machine the test would take minutes."""
 KILLS = COUNT // 3
+"""Processes that die meanwhile, at least: transfers go on until they have."""
 WHOLE = COUNT // 4
 """Transfers at least that must have succeeded, or there would be nothing to judge."""
-"""Processes that die meanwhile, at least: transfers go on until they have."""
 CALM_S = (2.0, 6.0)
 """Seconds between two kills: shorter ones let nothing come to its end, and show nothing more."""
 IMAGES, SIZE = 3, 40 * MIB

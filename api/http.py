@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from api import deprecation
 from api.access import SYSTEM, Principal
@@ -103,7 +104,8 @@ def json_response(status: int, body: Mapping[str, Any], error: str = "") -> Resp
 def answered(answer: Answer, parameters: Mapping[str, str] | None = None) -> Response:
     """The answer in the form that the parameters ask for: CloudStack's is XML unless they say response=json."""
     response = json_response(answer.status, answer.body, answer.error)
-    response.headers.update(deprecation.headers(answer.command))
+    if more := deprecation.headers(answer.command):
+        response.headers.update(more)
     if parameters is not None and value_of(parameters, "response").lower() != "json":
         response.body = rendered(answer.body, VERSION).encode()
         response.headers["content-type"] = XML_TYPE
@@ -176,12 +178,27 @@ class Door:
             return await self._edge.call(parameters, principal=principal, turn=turn), {}
 
 
+class App:
+    """The ASGI application. The one page that is asked all the time is found without looking through the routes of the others."""
+
+    def __init__(self, direct: Mapping[str, Endpoint], others: Starlette, streams: EventStreams) -> None:
+        self._direct, self._others, self.streams = direct, others, streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        endpoint = self._direct.get(scope.get("path", "")) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._others(scope, receive, send)
+        else:
+            await (await endpoint(Request(scope, receive, send)))(scope, receive, send)
+
+
 Checks = Mapping[str, Callable[[], str]]
 """Name of a part of this process -> "" when it works, else what is wrong."""
 
 
 def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
-             authentication: Authentication | None = None, rate: Rate = UNLIMITED) -> Starlette:
+             authentication: Authentication | None = None, rate: Rate = UNLIMITED) -> App:
     """The ASGI application. `checks`: what /readyz asks besides the database. With `authentication` every request to
     `/client/api` is signed or of a session; the probes are everybody's. `rate`: of one user, or of one address."""
     counted, door = Metrics(), Door(edge, authentication, rate)
@@ -203,7 +220,8 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
         log.log(logging.INFO if answer.worth_a_line else logging.DEBUG, "answered", extra={
             "action": "answered", "command": answer.command, "status": answer.status, "seconds": round(seconds, 4)})
         response = answered(answer, parameters)
-        response.headers.update(more)
+        if more:
+            response.headers.update(more)
         for name, value in cookies.items():
             response.set_cookie(name, value, path="/client", httponly=True, samesite="lax",
                                 secure=request.url.scheme == "https", max_age=None if value else 0)
@@ -237,15 +255,13 @@ def make_app(edge: Edge, *, loopback: bool = True, checks: Checks | None = None,
         return check
 
     every = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"]
-    app = Starlette(routes=[
+    asked = guarded(client_api)
+    return App({"/client/api": asked}, Starlette(routes=[
         Route("/events", guarded(partial(event_stream, edge, door, streams)), methods=every),
         Route("/openapi.json", guarded(openapi), methods=["GET"]),
-        Route("/client/api/{command}", guarded(client_api), methods=every),
-        Route("/client/api", guarded(client_api), methods=every), Route("/livez", guarded(livez)),
+        Route("/client/api/{command}", asked, methods=every), Route("/livez", guarded(livez)),
         Route("/readyz", guarded(readyz)), Route("/metrics", guarded(scrape)),
-    ], exception_handlers={404: _no_such_page})
-    app.state.streams = streams
-    return app
+    ], exception_handlers={404: _no_such_page}), streams)
 
 
 async def event_stream(edge: Edge, door: Door, streams: EventStreams, request: Request) -> Response:

@@ -14,12 +14,10 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.authentication import Authentication
 from api.edge import Edge
-from api.event_stream import EventStreams
 from api.flood import UNLIMITED, Rate
 from api.http import Checks, make_app
 from schema.failure import BadParameter
@@ -48,6 +46,7 @@ class Protocol(HttpToolsProtocol):
     """Bytes of a head that is not whole yet."""
     _in_head = _in_body = False
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         """The first head's time begins."""
@@ -65,6 +64,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._go_on()
+        self._read()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -92,6 +92,26 @@ class Protocol(HttpToolsProtocol):
         if self._in_body and not self.transport.is_closing():
             self._end_in(LINGER_S)
 
+    def pause_writing(self) -> None:
+        """An answer does not wait for its reader for ever."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(SEND_S, self._not_read)
+
+    def resume_writing(self) -> None:
+        """It is read."""
+        super().resume_writing()
+        self._read()
+
+    def _not_read(self) -> None:
+        log.warning("an answer was not read", extra={"action": "answer_not_read"})
+        self.transport.abort()
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _end_in(self, seconds: float) -> None:
         self._go_on()
         self._timer = self.loop.call_later(seconds, self._late)
@@ -106,33 +126,6 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class NotRead(Exception):
-    """Whoever asked does not read the answer."""
-
-
-class Bounded:
-    """The application, whose answers do not wait for a reader for ever."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ends in the middle of the answer when its reader does not take it: the server then closes the connection."""
-
-        async def bounded(message: Message) -> None:
-            try:
-                async with asyncio.timeout(SEND_S):
-                    await send(message)
-            except TimeoutError:
-                raise NotRead from None
-
-        try:
-            await self._app(scope, receive, bounded)
-        except NotRead:
-            log.warning("an answer was not read", extra={"action": "answer_not_read"})
-
 
 
 class _Server(uvicorn.Server):
@@ -162,9 +155,9 @@ class HttpListener:
         self.url = f"http://{_reachable(address[0])}:{address[1]}"
         app = make_app(self._edge, loopback=ipaddress.ip_address(address[0]).is_loopback,
                        checks=self._checks, authentication=self._authentication, rate=self._rate)
-        self._streams: EventStreams = app.state.streams
+        self._streams = app.streams
         config = uvicorn.Config(
-            Bounded(app), http=Protocol, log_config=None, access_log=False,
+            app, http=Protocol, log_config=None, access_log=False,
             server_header=False, lifespan="off", ws="none", limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=int(CLOSE_S), timeout_keep_alive=KEEP_S)
         self._server = _Server(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -91,6 +92,18 @@ async def test_a_head_that_is_too_large_is_refused(url: str) -> None:
     writer.write(b"GET /client/api?command=" + b"x" * listener.MAX_HEAD * 2)
     assert b" 400 " in await asyncio.wait_for(reader.readline(), 3)
     writer.close()
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.connect((host, int(port)))
+        caller.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50)
+        async with asyncio.timeout(10):
+            while "an answer was not read" not in caplog.text:
+                await answers(url)
+                await asyncio.sleep(0.05)
 
 
 async def test_who_asks_as_fast_as_it_is_answered_is_answered_slowly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,16 @@ import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from api.credentials import new_key
 from api.process import private_file
-from bus.vault import Vault
-from handlers.founding import found
-from handlers.runtime import Runtime
 from schema.identity import ROOT_USER, RegisterUserKeys
 from schema.ids import derive, stream
+
+if TYPE_CHECKING:
+    from bus.vault import Vault
+    from handlers.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ async def first_keys(runtime: Runtime, vault: Vault, data_dir: Path) -> None:
     """Give the admin of ROOT the keys in the data directory's file, made at first, unless it has keys already.
 
     The file comes first: a process that dies between the two finds it again and registers the same keys."""
+    from handlers.founding import found  # whoever only reads the keys, as each run of the command line, loads no handlers
+
     await found(runtime)
     if len(await runtime.store.read_stream(stream("user", ROOT_USER), limit=2)) > 1:
         return

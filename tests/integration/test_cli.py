@@ -348,6 +348,9 @@ async def test_help_loads_nothing_heavy_and_lists_the_commands(run: Shell) -> No
                              cwd=ROOT)
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in loading.stderr.splitlines()}
     assert "typer" in loaded and not loaded & {"pydantic", "asyncpg", "aiohttp", "starlette", "aio_pika", "schema"}
+    asking = subprocess.run([sys.executable, "-c", "import sys, api.cli_call; print(*sys.modules)"], capture_output=True, text=True, check=True,
+                            cwd=ROOT)
+    assert not {name.partition(".")[0] for name in asking.stdout.split()} & {"handlers", "agents", "starlette", "asyncpg"}
     for command in ("up", "serve", "call", "publish", "subscribe", "replay", "jobs", "held", "dlq", "verify", "migrate",
                     "doctor", "config", "asyncapi", "profile", "completion"):
         assert f" {command} " in ran.out

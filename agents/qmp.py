@@ -47,7 +47,8 @@ class Qmp:
         try:
             async with asyncio.timeout(ANSWER_S):
                 self._writer.write(json.dumps(said).encode() + b"\n")
-                await self._writer.drain()
+                with contextlib.suppress(ConnectionError):  # reading tells that it ended, as when it ends a moment later
+                    await self._writer.drain()
                 while True:
                     answer = await self._line()
                     if "error" in answer:

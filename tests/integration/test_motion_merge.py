@@ -294,7 +294,7 @@ async def test_kill_9_at_any_moment_leaves_the_object_and_nothing_else(disk: Dis
     await chain(disk, 3, compression=compression)
     before, order, kills = await keys(disk), order_of(disk, 0, 2), 0
     for _ in range(40):
-        mover = Mover({"workers": 2, "records": str(tmp_path / "records"), "bytes_per_second": 64 * MIB})
+        mover = Mover({"workers": 2, "records": str(tmp_path / "records"), "bytes_per_second": 10 * MIB})
         running = asyncio.create_task(mover.run(order, order.model_dump_json().encode(), {}, lambda *_: None))
         done, _ = await asyncio.wait([running], timeout=0.6 + disk.dice.random() * 1.5 if kills < 4 else 60)
         mover.kill()

@@ -78,3 +78,8 @@ END $$;
 REVOKE EXECUTE ON FUNCTION read.page(text, jsonb, text, text, int, int) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION read.page(text, jsonb, text, text, int, int) TO storebus_app;
 DROP FUNCTION read.rows(text, jsonb, text, text, int, int);
+
+-- There are few zones, and a table with few changes is not analyzed by itself: the planner would take it for hundreds, and read a million
+-- templates in order to find the one that a keyword names.
+ALTER TABLE read.zone SET (autovacuum_analyze_threshold = 0, autovacuum_analyze_scale_factor = 0);
+ANALYZE read.zone;

@@ -142,8 +142,10 @@ class Authentication:
             rows, _ = await self._system.rows("user", {column: value}, limit=2)
             if len(rows) != 1:
                 return None
-            secret = await self._system.open_secret(rows[0]["secret_key"]) if column == "api_key" else ""
-            return _Known(await self.of(rows[0]), rows[0], secret, time.monotonic() + REMEMBERED_S)
+            if column != "api_key":
+                return _Known(await self.of(rows[0]), rows[0], "", time.monotonic() + REMEMBERED_S)
+            secret, principal = await asyncio.gather(self._system.open_secret(rows[0]["secret_key"]), self.of(rows[0]))
+            return _Known(principal, rows[0], secret, time.monotonic() + REMEMBERED_S)
 
         found = await asyncio.gather(*(one(key) for key in keys))
         return {key: known for key, known in zip(keys, found, strict=True) if known is not None}

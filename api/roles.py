@@ -140,6 +140,10 @@ async def _keep_progress(store: EventStore, transport: Transport, running: Roles
     running.run("progress", keep())
 
 
+WARM = 3
+"""Connections that commands which come together read the log on."""
+
+
 async def api(parts: Parts, running: Roles) -> str:
     """The HTTP edge; its address. Raises Refused when the port is taken."""
     settings = parts.settings
@@ -147,8 +151,10 @@ async def api(parts: Parts, running: Roles) -> str:
     running.at_stop(views.aclose)
     runtime = parts.runtime()
     system = System(parts.store, runtime, views, parts.vault)
-    await runtime.catch_up()  # and an append of nothing: else the first commands would wait for both
-    await parts.store.append(AppendRequest(expected={}, rows=()))
+    # Else the first commands would wait for the log to be read, for connections and for what a connection has to learn once.
+    await runtime.catch_up()
+    await asyncio.gather(parts.store.append(AppendRequest(expected={}, rows=())),
+                         *(parts.store.read_streams([f"warm-{number}"]) for number in range(WARM)))
 
     authentication = None
     if settings.identity:

@@ -31,8 +31,7 @@ STOP_S = 10.0
 
 
 def spare_the_collector() -> None:
-    """What a process begins with stays to its end: the collector of garbage looks at it no more, and less often at the rest. It
-    took a tenth of the time in which commands are accepted."""
+    """What a process begins with stays to its end: the collector of garbage looks at it no more, and less often at the rest."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)

@@ -42,8 +42,8 @@ CLOSE_S = 5.0
 class Protocol(HttpToolsProtocol):
     """uvicorn's, with an end to what is never finished."""
 
-    _head = 0
-    """Bytes of a head that is not whole yet."""
+    _head = _heads = 0
+    """Bytes of a head that is not whole yet, besides those that came together with what was before it; heads after the first."""
     _in_head = _in_body = False
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -56,8 +56,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """A head is read only so far."""
+        heads = self._heads
         super().data_received(data)
-        self._head = self._head + len(data) if self._in_head else 0
+        self._head = self._head + len(data) if self._in_head and self._heads == heads else 0
         if self._head > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("The request's head is too large.")
 
@@ -71,7 +72,8 @@ class Protocol(HttpToolsProtocol):
         """A head that is not whole yet has its time, however its bytes trickle in."""
         super().on_message_begin()
         if not self._in_head:
-            self._in_head, self._head = True, 0
+            self._in_head = True
+            self._heads += 1
             self._end_in(HEAD_S)
 
     def on_headers_complete(self) -> None:

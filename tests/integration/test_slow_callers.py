@@ -94,6 +94,19 @@ async def test_a_head_that_is_too_large_is_refused(url: str) -> None:
     writer.close()
 
 
+async def test_a_head_that_comes_together_with_a_long_body_is_no_long_head(url: str) -> None:
+    reader, writer = await opened(url)
+    body = b"command=listZones&response=json&x=" + b"a" * 100_000
+    head = b"POST /client/api HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+    last = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    writer.write(head % len(body) + body + last)
+    await asyncio.sleep(0.3)
+    writer.write(b"Connection: close\r\n\r\n")
+    answered = await asyncio.wait_for(reader.read(-1), 10)
+    assert answered.count(b" 400 ") == 0 and b'"live":true' in answered, answered
+    writer.close()
+
+
 async def test_an_answer_that_nobody_reads_is_given_up(url: str, caplog: pytest.LogCaptureFixture) -> None:
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as caller:

@@ -79,8 +79,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if SOAK or not _long(item) else left).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
+        _left["n"] = len(left)
+        getattr(config, "workeroutput", {})["left"] = len(left)  # a worker tells whoever sums up
     kept.sort(key=lambda item: min((n for n, name in enumerate(ORDER) if f"tests/{name}/" in item.nodeid), default=len(ORDER)))
     items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker left out; each leaves out the same."""
+    _left["n"] = max(_left["n"], getattr(node, "workeroutput", {}).get("left", 0))
 
 
 def _long(item: pytest.Item) -> bool:
@@ -94,6 +102,8 @@ OPTIONAL = "(optional)"
 NOT_ITS = "not this plug-in's:"
 """In a skip's reason: the test is about a capability that the plug-in does not claim, or about its absence."""
 _skipped: list[str] = []
+_left = {"n": 0}
+"""Tests that only a soak runs."""
 _optional: set[str] = set()
 
 
@@ -115,7 +125,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What is optional and was not there; and why a run without a failed test failed."""
+    """What is optional and was not there, what only a soak runs; and why a run without a failed test failed."""
+    if _left["n"]:
+        terminalreporter.write_line(f"left out: {_left['n']} variations of what ran (make soak runs them too)")
     for reason in sorted(_optional):
         terminalreporter.write_line(f"not run: {reason}")
     if REQUIRED and _skipped:

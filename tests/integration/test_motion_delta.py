@@ -190,8 +190,8 @@ async def disk(request: pytest.FixtureRequest, tmp_path: Path, qemu: None, seed:
 @pytest.mark.needs_qemu
 class TestChain:
     """The way of the orders."""
-    @pytest.mark.soak(but=("folder", "swift"))
 
+    @pytest.mark.soak(but=("folder", "swift"))
     async def test_every_link_reads_back_as_it_was_taken(self, disk: Disk) -> None:
         await disk.change(writes=12)
         await disk.snapshot()
@@ -204,8 +204,8 @@ class TestChain:
             await verify_object(disk.store, image.key)
         for number in range(6):
             await disk.judge(number)
-    @pytest.mark.soak(but=("folder",))
 
+    @pytest.mark.soak(but=("folder",))
     async def test_after_a_resize_the_next_backup_is_full_and_the_one_after_it_a_delta(self, disk: Disk) -> None:
         """Grown, shrunk, and shrunk and grown again to the size that the parent has: nothing of the old record is believed."""
         await disk.change(writes=12)
@@ -224,8 +224,8 @@ class TestChain:
             assert delta.parent == image.key and disk.reasons[-1] == ""
         for number in range(len(disk.images)):
             await disk.judge(number)
-    @pytest.mark.soak(but=("s3",))
 
+    @pytest.mark.soak(but=("s3",))
     async def test_a_disk_that_was_cut_and_has_its_size_again_is_backed_up_whole(self, disk: Disk) -> None:
         """The parent holds what was cut off; the record of changes was cut with it, so a delta would bring it back."""
         async with disk.tools.hypervisor.open(disk.path, writable=True) as device:
@@ -241,8 +241,8 @@ class TestChain:
         image = await disk.snapshot(parent=0)
         assert image.parent == "" and "bitmap" in disk.reasons[-1]
         await disk.judge(1)
-    @pytest.mark.soak(but=("folder",))
 
+    @pytest.mark.soak(but=("folder",))
     async def test_a_delta_holds_what_changed_and_no_more(self, disk: Disk) -> None:
         async with disk.tools.hypervisor.open(disk.path, writable=True) as device:
             await device.write(0, random.Random(1).randbytes(20 * MIB))

@@ -127,8 +127,8 @@ class TestMerged:
         put_in_place(disk, last, image)
         for number in [*range(first), *range(last, 5)]:
             await judge(disk, number)
-    @pytest.mark.soak(but=("folder",))
 
+    @pytest.mark.soak(but=("folder",))
     async def test_a_compressed_base_stays_compressed(self, disk: Disk) -> None:
         await chain(disk, 3, compression="zstd")
         total = sum(link.physical_size for link in disk.images)
@@ -198,8 +198,8 @@ class TestMerged:
         await disk.store.delete(manifest_key(disk.images[0].key))
         await disk.store.delete(disk.images[0].key)
         await verify_object(disk.store, image.key)
-    @pytest.mark.soak(but=("folder", "swift"))
 
+    @pytest.mark.soak(but=("folder", "swift"))
     async def test_into_another_store(self, disk: Disk, tmp_path: Path) -> None:
         await chain(disk, 3)
         (tmp_path / "other").mkdir()

@@ -12,22 +12,22 @@ CREATE VIEW read.template_in_zone AS
     JOIN read.zone z ON tz.zone_id IS NULL OR z.id = tz.zone_id;
 GRANT SELECT ON read.template_in_zone TO storebus_app, storebus_projector;
 
--- As before; the best copy is looked for once for each row. OFFSET 0 keeps it from being looked for in each column.
+-- As it was at first: the best copy is looked for once for each row, and not in each column.
 CREATE OR REPLACE VIEW read.template_view AS
     SELECT t.id || '/' || z.id AS id, t.id AS template_id, z.id AS in_zone, z.name AS zone_name, t.name, t.display_text, t.url, t.format,
-           t.hypervisor, t.zone_id, coalesce((best.copy).state, CASE WHEN t.state = 'Ready' THEN 'Absent' ELSE t.state END) AS state, t.size,
-           coalesce((best.copy).physical_size, t.physical_size) AS physical_size, t.checksum, t.is_public, t.is_featured,
-           t.is_extractable, t.os_type_id, coalesce((best.copy).error, tz.error, t.error) AS error,
-           coalesce((best.copy).job_id, t.job_id) AS job_id, t.created, t.removed, t.account_id, t.account,
+           t.hypervisor, t.zone_id, coalesce(best.state, CASE WHEN t.state = 'Ready' THEN 'Absent' ELSE t.state END) AS state, t.size,
+           coalesce(best.physical_size, t.physical_size) AS physical_size, t.checksum, t.is_public, t.is_featured,
+           t.is_extractable, t.os_type_id, coalesce(best.error, tz.error, t.error) AS error,
+           coalesce(best.job_id, t.job_id) AS job_id, t.created, t.removed, t.account_id, t.account,
            t.domain_id, t.domain_path, t.project_id, t.tags, t.kind, t.cross_zones, t.granted, t.volume_id, t.snapshot_id, t.bits,
            t.requires_hvm, t.password_enabled, t.ssh_key_enabled, t.dynamically_scalable, t.bootable, t.details, t.template_tag,
            t.template_type, t.arch, t.sort_key
     FROM read.template t
     JOIN read.template_zone tz ON tz.template_id = t.id
     JOIN read.zone z ON tz.zone_id IS NULL OR z.id = tz.zone_id
-    CROSS JOIN LATERAL (SELECT (SELECT c FROM read.template_store_ref c
-                                WHERE c.template_id = t.id AND (c.zone_id IS NULL OR c.zone_id = z.id)
-                                ORDER BY c.state <> 'Ready', c.created LIMIT 1) AS copy OFFSET 0) best;
+    LEFT JOIN LATERAL (SELECT c.state, c.physical_size, c.error, c.job_id FROM read.template_store_ref c
+                       WHERE c.template_id = t.id AND (c.zone_id IS NULL OR c.zone_id = z.id)
+                       ORDER BY c.state <> 'Ready', c.created LIMIT 1) best ON true;
 
 -- read.total(...): as before; templates are counted without their copies where the filter does not ask for them.
 CREATE OR REPLACE FUNCTION read.total(source text, filter jsonb, wanted text, search text, lim int, off int, shown int)

@@ -14,7 +14,6 @@ import base64
 import functools
 import logging
 import os
-import random
 import socket
 import struct
 import threading
@@ -39,7 +38,7 @@ from agents.image_stores.s3_ranges import Ranges
 from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, Body, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
 from agents.image_stores.security import ahead
-from agents.image_stores.trouble import Damaged, Trouble, at
+from agents.image_stores.trouble import Damaged, Trouble, at, back_off, opened
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 
@@ -48,8 +47,6 @@ T = TypeVar("T")
 
 POOL = 40
 """Connections of one store: four transfers of ten parts each."""
-BACKOFF_S = 0.2
-MAX_BACKOFF_S = 5.0
 UNSENT = 256 << 10
 """Bytes of a body that wait in the kernel beside those under way."""
 PIECE = 256 << 10
@@ -108,14 +105,9 @@ class S3ImageStore:
         raise AssertionError("unreachable")
 
     async def _reach(self) -> None:
-        action = f"open the bucket {self.bucket}"
-        try:
-            await self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
-        except Exception as error:
-            trouble = understand(error, endpoint=self.place.shown)
-            if trouble is None:
-                raise
-            raise (trouble.failure(action) if trouble.passes else trouble.refusal(action)) from None
+        await opened(f"open the bucket {self.bucket}", self.settings.maxerrorretry,
+                     lambda: self.client.list_objects_v2(Bucket=self.bucket, MaxKeys=1),
+                     lambda error: understand(error, endpoint=self.place.shown))
 
     @property
     def silence_s(self) -> float:
@@ -367,8 +359,7 @@ class S3ImageStore:
                     raise trouble.failure(at(action, self.name), changes=changes) from None
                 log.info("%s: %s (%s), attempt %d of %d", action, trouble.cause, trouble.code, attempt + 1,
                          self.settings.maxerrorretry + 1)
-            # Full jitter: many parts that were told to slow down at once do not come back at once.
-            await asyncio.sleep(random.uniform(0.05, min(MAX_BACKOFF_S, BACKOFF_S * 2.0**attempt)))  # noqa: S311 no secret
+            await back_off(attempt)
         raise AssertionError("unreachable")
 
 

@@ -105,11 +105,11 @@ def _answered(response: Mapping[str, Any]) -> Trouble:
         return Trouble(code=code, field=_FULL[0], cause=_FULL[1], remedy=_FULL[2])
     if code in _PASSING:
         cause, remedy = _PASSING[code]
-        return Trouble(code=code, field="url", cause=cause, remedy=remedy, passes=True)
+        return Trouble(code=code, field="url", cause=cause, remedy=remedy, passes=True, busy=True)
     if status in _PASSING_STATUS or code in ("InternalError", "ServiceUnavailable"):
         # A 5xx says that the answer is lost, not that nothing happened.
         return Trouble(code=code, field="url", cause=f"the store answered {status} {_word(code)}".rstrip(),
-                       remedy="look into the store's log; try again later", passes=True, reached=True)
+                       remedy="look into the store's log; try again later", passes=True, reached=True, busy=True)
     if status in (301, 307):
         return Trouble(code=code, field=_REGION[0], cause=_REGION[1], remedy=_REGION[2])
     return Trouble(code=code, field="url", cause=f"the store refused with {status} {_word(code)}".rstrip(),
@@ -148,7 +148,7 @@ def _unanswered(error: BaseException, endpoint: str) -> Trouble | None:
               ConnectionError, TimeoutError, asyncio.IncompleteReadError, EOFError)
     if any(isinstance(one, broken) for one in chain):
         late = any(isinstance(one, TimeoutError | boto.ReadTimeoutError) for one in chain)
-        return Trouble(code="Broken", field="details.endpoint", remedy=_AWAY, passes=True, reached=True,
+        return Trouble(code="Broken", field="details.endpoint", remedy=_AWAY, passes=True, reached=True, busy=not late,
                        cause=f"the connection to {endpoint} {'fell silent' if late else 'broke'}")
     if isinstance(error, OSError):
         return Trouble(code="OS", field="details.endpoint", cause=f"{endpoint} cannot be reached ({error.strerror})",

@@ -27,7 +27,7 @@ from agents.image_stores.swift_client import BLOCK, Grant, Line, SwiftClient, st
 from agents.image_stores.swift_links import ALIAS_OF, make_alias, new_key, presign
 from agents.image_stores.swift_settings import SwiftSettings, find_account
 from agents.image_stores.swift_upload import BEGUN, FOLDER, MADE_BY, PART_SIZE, SwiftUpload, put_bytes, segments_of
-from agents.image_stores.trouble import Damaged, at
+from agents.image_stores.trouble import Damaged, at, opened
 from schema.failure import Failed, Refused, WorkFailed, WorkRetryable
 from schema.image import StoreSpec
 
@@ -76,14 +76,12 @@ class SwiftImageStore:
         account = await asyncio.to_thread(find_account, spec, settings)  # looks for the file of authorities
         client = SwiftClient(settings, account, spec.name)
         try:
-            return cls(settings, client, await _capabilities(client))
-        except BaseException as error:
+            return cls(settings, client, await opened(
+                f"open the container {account.container}", settings.maxerrorretry, lambda: _capabilities(client),
+                lambda error: understand(error, auth_url=account.auth_url, url="")))
+        except BaseException:
             await client.aclose()
-            trouble = understand(error, auth_url=account.auth_url, url="") if isinstance(error, Exception) else None
-            if trouble is None:
-                raise
-            action = f"open the container {account.container}"
-            raise (trouble.failure(action) if trouble.passes else trouble.refusal(action)) from None
+            raise
 
     @property
     def limits(self) -> Limits:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import random
 import socket
 import ssl
 import threading
@@ -34,7 +33,7 @@ from agents import stall
 from agents.image_stores.base import Bytes, PartSource
 from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
-from agents.image_stores.trouble import Damaged, Trouble, at
+from agents.image_stores.trouble import Damaged, Trouble, at, back_off
 from agents.uninterrupted import to_the_end
 from schema.failure import Failed
 
@@ -43,8 +42,6 @@ T = TypeVar("T")
 
 POOL = 32
 """Connections, and threads, of one store."""
-BACKOFF_S = 0.2
-MAX_BACKOFF_S = 5.0
 RENEWALS = 2
 """Tokens that one request may wear out."""
 BLOCK = 256 << 10
@@ -282,8 +279,7 @@ class SwiftClient:
                 attempt += 1
                 log.info("%s: %s (%s), attempt %d of %d", action, trouble.cause, trouble.code, attempt,
                          self.settings.maxerrorretry + 1)
-            # Full jitter: many parts that were told to slow down at once do not come back at once.
-            await asyncio.sleep(random.uniform(0.05, min(MAX_BACKOFF_S, BACKOFF_S * 2.0**attempt)))  # noqa: S311 no secret
+            await back_off(attempt)
 
     async def _work(self, url: str, call: Callable[[Line], T]) -> T:
         async with self._slots:
@@ -417,7 +413,7 @@ def understand(error: BaseException, *, auth_url: str, url: str) -> Trouble | No
             return Trouble(code=f"entry {error.status}", field=field, cause=cause, remedy=remedy)
         return Trouble(code=f"entry {error.status}", field="url", cause=f"signing in was answered {error.status}",
                        remedy="look into the log of the service that gives tokens",
-                       passes=error.status >= 500 or error.status in _PASSING)
+                       passes=error.status >= 500 or error.status in _PASSING, busy=True)
     if isinstance(error, ClientException):
         return _answered(status_of(error))
     if isinstance(error, Damaged):
@@ -432,11 +428,11 @@ def _answered(status: int) -> Trouble:
         return Trouble(code=str(status), field=field, cause=cause, remedy=remedy)
     if status in _PASSING:
         cause, remedy = _PASSING[status]
-        return Trouble(code=str(status), field="url", cause=cause, remedy=remedy, passes=True)
+        return Trouble(code=str(status), field="url", cause=cause, remedy=remedy, passes=True, busy=True)
     if status >= 500:  # the answer is lost, which does not say that nothing happened
         busy = " (busy, or short of servers)" if status == 503 else ""
         return Trouble(code=str(status), field="url", cause=f"the store answered {status}{busy}",
-                       remedy="look into the store's log; try again later", passes=True, reached=True)
+                       remedy="look into the store's log; try again later", passes=True, reached=True, busy=True)
     return Trouble(code=str(status), field="url", cause=f"the store refused with {status}",
                    remedy="check that the url is Swift's, and look into its log")
 
@@ -465,7 +461,7 @@ def _unanswered(error: BaseException, endpoint: str) -> Trouble | None:
         return Trouble(code="Away", field="url", remedy=_AWAY, passes=True,
                        cause=f"{endpoint} {'does not answer' if late else 'does not take connections'}")
     if isinstance(error, OSError | EOFError | urllib3.exceptions.HTTPError):  # requests' own are OSErrors
-        return Trouble(code="Broken", field="url", remedy=_AWAY, passes=True, reached=True,
+        return Trouble(code="Broken", field="url", remedy=_AWAY, passes=True, reached=True, busy=not late,
                        cause=f"the connection to {endpoint} {'fell silent' if late else 'broke'}")
     return None
 

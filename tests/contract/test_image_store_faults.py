@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.image_stores import s3, swift_client
+from agents.image_stores import trouble
 from tests.contract.image_store_faults import FaultContract, Rig
 from tests.services.s3_fixture import s3_server
 from tests.services.seaweedfs import SeaweedFS
@@ -21,8 +21,7 @@ __all__ = ["s3_server", "swift_server"]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other quickly: what is tested is that there are several, and an end of them."""
-    for module in (s3, swift_client):
-        monkeypatch.setattr(module, "MAX_BACKOFF_S", 0.06)
+    monkeypatch.setattr(trouble, "MAX_BACKOFF_S", 0.06)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ import asyncpg
 
 from api.demo_s3 import SeaweedFS
 from tests.faults.checker import findings
+from tests.faults.stores import S3Store, Store
 from tests.services.postgres import TestServer, fresh_database
 from tests.services.rabbitmq import RabbitMQ
 
@@ -52,6 +53,8 @@ class Cluster:
     dsn: str
     s3: SeaweedFS
     base: Path
+    store: Store
+    """What is added as image store."""
     bucket: str = "storebus"
     allow: str = ""
     environment: dict[str, str] = field(default_factory=dict)
@@ -197,15 +200,14 @@ class Cluster:
         return "\n".join([*told, *(str(dict(row)) for row in [*timers, *held]), *journals])
 
     async def add_store(self, *, endpoint: str = "") -> str:
-        """The S3 server as image store, or what stands before it; its id."""
-        details = {"accesskey": self.s3.access_key, "secretkey": self.s3.secret_key, "endpoint": endpoint or self.s3.endpoint,
-                   "bucket": self.bucket}
-        pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items())
+        """The server as image store, or what stands before it; its id."""
+        endpoint = endpoint or self.store.endpoint
+        pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(self.store.details(endpoint).items())
                  for part, value in (("key", key), ("value", text))}
         end = time.monotonic() + 60
         while True:
             try:
-                added = await self.call("addImageStore", name="objects", provider="S3", url=self.s3.endpoint, **pairs)
+                added = await self.call("addImageStore", name="objects", provider=self.store.provider, url=self.store.url(endpoint), **pairs)
                 return str(added["imagestore"]["id"])
             except AssertionError as error:  # the storage agent has not announced itself yet
                 if "'errorcode': 503" not in str(error) or time.monotonic() > end:
@@ -231,12 +233,8 @@ class Cluster:
             await asyncio.sleep(0.2)
 
     def objects(self) -> set[str]:
-        """Every key in the bucket; unfinished uploads are named as such."""
-        with contextlib.closing(self.s3.client()) as client:
-            found = {item["Key"] for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-                     for item in page.get("Contents", [])}
-            uploads = client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
-        return found | {f"unfinished {upload['Key']}" for upload in uploads}
+        """Every key in the image store; unfinished uploads are named as such."""
+        return self.store.objects()
 
     async def outstanding(self) -> dict[str, int]:
         """Orders without an end by agent kind, and commands not started: what a killed role was holding."""
@@ -258,13 +256,14 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "",
-                  environment: dict[str, str] | None = None, port: int | None = None) -> AsyncIterator[Cluster]:
-    """A fresh installation with all roles running, on a fresh database and a fresh bucket."""
+                  environment: dict[str, str] | None = None, port: int | None = None,
+                  store: Store | None = None) -> AsyncIterator[Cluster]:
+    """A fresh installation with all roles running, on a fresh database and a fresh bucket; `store`: what is its image store instead."""
     base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)
     await asyncio.to_thread(_warm, s3, bucket)
-    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, bucket=bucket, allow=allow, environment=environment or {},
+    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, store or S3Store(s3, bucket), bucket=bucket, allow=allow, environment=environment or {},
                       port=port or free_port())
     try:
         for role in ROLES:

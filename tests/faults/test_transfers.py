@@ -1,6 +1,6 @@
 """Transfers under fire: downloads, backups and restores while agents, roles and the store are killed and the store misbehaves.
 
-The bytes are judged by plain botocore and qemu-img; the store and the folder hold exactly what the tables name; what is sent
+The bytes are judged by another client and qemu-img; the store and the folder hold exactly what the tables name; what is sent
 twice is counted where it passes. STOREBUS_SOAK_N says how many transfers (100 for a soak).
 """
 
@@ -11,11 +11,10 @@ import contextlib
 import os
 import random
 import re
-import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ import pytest
 from aiohttp import web
 
 from agents.qemu import run
-from api.demo_s3 import SeaweedFS
 from tests.faults.cluster import ROLES, Cluster, running
+from tests.faults.stores import S3Store, Store, SwiftStore, is_part
 from tests.services.s3_proxy import S3Proxy, Seen
 from tests.services.seaweedfs import start_seaweedfs
+from tests.services.swift import start_swift
 
 MIB = 1 << 20
 COUNT = int(os.environ.get("STOREBUS_SOAK_N", "0")) or 4
@@ -44,11 +44,6 @@ WORKERS = 4
 """Parts of one transfer under way at once, as agents are shipped."""
 AT_ONCE = 4
 """Transfers of this test under way at once."""
-_PART = re.compile(r"/([^?]+)\?.*partNumber=(\d+)")
-
-
-def is_part(seen: Seen) -> bool:
-    return seen.method == "PUT" and "partNumber=" in seen.target
 
 
 def is_range(seen: Seen) -> bool:
@@ -60,6 +55,7 @@ class Fire:
 
     def __init__(self, cluster: Cluster, proxy: S3Proxy, dice: random.Random) -> None:
         self.cluster, self.proxy, self.dice = cluster, proxy, dice
+        self.is_part = partial(is_part, cluster.store)
         self.faults: Counter[str] = Counter()
         self.store_kills = 0
         self._stop = asyncio.Event()
@@ -86,13 +82,13 @@ class Fire:
                 case "503":
                     self.proxy.fail(self.dice.randint(1, 3), status=503, code="SlowDown")
                 case "reset":
-                    self.proxy.reset(1, after=self.dice.randrange(4 * MIB), match=is_part)
+                    self.proxy.reset(1, after=self.dice.randrange(4 * MIB), match=self.is_part)
                 case "cut":
                     self.proxy.cut_answers(1, after=self.dice.randrange(2 * MIB), match=is_range)
                 case "wrong etag":
-                    self.proxy.lie(1, match=is_part)
+                    self.proxy.lie(1, match=self.is_part)
                 case "denied" if self.faults["denied"] % 4 == 0:  # ends a job: seldom, or nothing would be left to judge
-                    self.proxy.fail(1, status=401, code="ExpiredToken", match=is_part)
+                    self.proxy.fail(1, status=401, code="ExpiredToken", match=self.is_part)
                 case "silence":
                     self.proxy.pause()
                     await asyncio.sleep(self.dice.uniform(0.2, 1.5))
@@ -110,27 +106,7 @@ class Fire:
     async def _store(self) -> None:
         while STORE_DIES and await self._pause(20.0, 60.0):
             self.store_kills += 1
-            await asyncio.to_thread(restart, self.cluster.s3)
-
-
-def restart(server: SeaweedFS) -> None:
-    """SIGKILL the store and start it again on what it had."""
-    os.killpg(server.process.pid, signal.SIGKILL)  # its supervisor too, which would remove the folder
-    server.process.wait()
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    (server.root / "exit").unlink(missing_ok=True)
-    with (server.root / "log").open("ab") as log:
-        server.process = subprocess.Popen(server.process.args, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                                          start_new_session=True, cwd=server.root)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        with contextlib.suppress(Exception), contextlib.closing(server.client(retries={"total_max_attempts": 1})) as client:
-            client.put_object(Bucket=server.bucket, Key="again", Body=b"x")
-            client.delete_object(Bucket=server.bucket, Key="again")
-            return
-        time.sleep(0.2)
-    raise AssertionError((server.root / "log").read_text(errors="replace")[-2000:])
+            await asyncio.to_thread(self.cluster.store.restart)
 
 
 class Story:
@@ -200,13 +176,15 @@ async def serve(folder: Path, dice: random.Random) -> tuple[web.AppRunner, list[
 
 
 @pytest.mark.timeout(3600)
-async def test_transfers_under_fire(rabbitmq: Any, postgres_server: Any, s3_server: Any, tmp_path: Path, qemu_tools: None,
-                                    capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.soak(but=("s3",))
+@pytest.mark.parametrize("kind", ["s3", "swift"])
+async def test_transfers_under_fire(kind: str, rabbitmq: Any, postgres_server: Any, s3_server: Any, tmp_path: Path, qemu_tools: None,
+                                    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     dice = random.Random(SEED)
     site, urls, originals, allow = await serve(tmp_path, dice)
-    own = await asyncio.to_thread(start_seaweedfs)  # it is killed: nobody else's
+    own = await asyncio.to_thread(private, kind, request)
     try:
-        async with S3Proxy(own.endpoint) as proxy, running(rabbitmq, postgres_server, own, allow=allow) as cluster:
+        async with S3Proxy(own.endpoint) as proxy, running(rabbitmq, postgres_server, s3_server, allow=allow, store=own) as cluster:
             await cluster.add_store(endpoint=proxy.endpoint)
             zone = (await cluster.call("listZones"))["zone"][0]["id"]
             fire = Fire(cluster, proxy, random.Random(SEED + 1))
@@ -218,27 +196,33 @@ async def test_transfers_under_fire(rabbitmq: Any, postgres_server: Any, s3_serv
             proxy.heal()
             await settled(cluster)
             await judge(cluster, story, originals, tmp_path)
-            again = sent_again(proxy.requests)
+            again, parts = sent_again(own, proxy.requests)
             kills = cluster.kills.get("kvm", 0) + cluster.kills.get("storage", 0)
             bound = WORKERS * AT_ONCE * (kills + fire.store_kills) + sum(fire.faults.values()) * WORKERS
             with capsys.disabled():
-                print(f"\n{story.started} transfers: {dict(story.ended)}; kills {cluster.kills}, of the store {fire.store_kills}; "
-                      f"faults {dict(fire.faults)}; {again} parts of {sum(map(is_part, proxy.requests))} sent again (bound {bound})")
+                print(f"\n{kind}: {story.started} transfers: {dict(story.ended)}; kills {cluster.kills}, of the store {fire.store_kills}; "
+                      f"faults {dict(fire.faults)}; {again} parts of {parts} sent again (bound {bound})")
             assert again <= bound
             assert sum(cluster.kills.values()) >= KILLS
             assert story.completed >= WHOLE  # the others ended with a reason, and left nothing: settled() has seen that
     finally:
         await site.cleanup()
-        await asyncio.to_thread(own.kill)
+        await asyncio.to_thread(own.stop)
 
 
-def sent_again(requests: list[Seen]) -> int:
-    """Parts that came by more than once under the same key."""
-    found: Counter[tuple[str, str]] = Counter()
-    for seen in requests:
-        if is_part(seen) and (named := _PART.search(seen.target)):
-            found[named.group(1), named.group(2)] += 1
-    return sum(count - 1 for count in found.values())
+def private(kind: str, request: pytest.FixtureRequest) -> Store:
+    """A server of its own: it is killed."""
+    if kind == "swift":
+        request.getfixturevalue("swift_server")  # a skip where there is none
+        return SwiftStore(start_swift(), "images")
+    server = start_seaweedfs()
+    return S3Store(server, server.bucket)
+
+
+def sent_again(store: Store, requests: list[Seen]) -> tuple[int, int]:
+    """Parts that came by more than once under the same key; and all of them."""
+    found = Counter(named.groups() for seen in requests if is_part(store, seen) and (named := store.part.search(seen.target)))
+    return sum(count - 1 for count in found.values()), sum(found.values())
 
 
 async def settled(cluster: Cluster) -> None:
@@ -264,18 +248,18 @@ async def judge(cluster: Cluster, story: Story, originals: list[Path], folder: P
     for volume, image in story.things["volume"].items():
         await same(disks[volume], originals[image])
     fetched = folder / "fetched.qcow2"
-    with contextlib.closing(cluster.s3.client()) as client:
-        for key in cluster.objects():
-            if key.endswith(".manifest.json"):
-                continue
-            thing = next((thing for kind in ("template", "snapshot") for thing in story.things[kind] if thing in key), None)
-            if thing is None:
-                continue  # a job that did not end well for its caller has an object only if it is whole: check() has seen that
-            fetched.write_bytes(client.get_object(Bucket=cluster.bucket, Key=key)["Body"].read())
-            head = fetched.read_bytes()[:64]
-            if int.from_bytes(head[8:16], "big"):
-                continue  # a delta: its chain is judged by the volumes that are restored from it
-            await same(fetched, originals[(story.things["template"] | story.things["snapshot"])[thing]])
+    for key in cluster.objects():
+        if key.endswith(".manifest.json"):
+            continue
+        thing = next((thing for kind in ("template", "snapshot") for thing in story.things[kind] if thing in key), None)
+        if thing is None:
+            continue  # a job that did not end well for its caller has an object only if it is whole: check() has seen that
+        await asyncio.to_thread(cluster.store.fetch, key, fetched)
+        with fetched.open("rb") as file:
+            head = file.read(64)
+        if int.from_bytes(head[8:16], "big"):
+            continue  # a delta: its chain is judged by the volumes that are restored from it
+        await same(fetched, originals[(story.things["template"] | story.things["snapshot"])[thing]])
 
 
 async def same(one: Path, other: Path) -> None:

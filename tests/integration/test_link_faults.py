@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from agents.image_stores import s3, swift_client
+from agents.image_stores import trouble
 from agents.image_stores.base import ImageStore
 from agents.image_stores.links import LONGEST_S, MARGIN_S, make_link, revoke_link, sweep_links
 from agents.image_stores.registry import open_store
@@ -45,8 +45,7 @@ class Rig:
 
 @pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
 async def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    for module in (s3, swift_client):
-        monkeypatch.setattr(module, "MAX_BACKOFF_S", 0.1)
+    monkeypatch.setattr(trouble, "MAX_BACKOFF_S", 0.1)
     server = request.getfixturevalue(f"{request.param}_server")
     async with S3Proxy(server.endpoint) as proxy:
         soon = {"sockettimeout": "3000", "connectiontimeout": "3000", "maxerrorretry": "4"}

@@ -10,12 +10,13 @@ import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import pytest
 from botocore.exceptions import ClientError
 
-from agents.image_stores import s3, s3_copy, s3_upload
+from agents.image_stores import s3, s3_copy, s3_upload, trouble
 from agents.image_stores.links import make_link, revoke_link
 from agents.image_stores.registry import open_store
 from agents.image_stores.s3 import S3ImageStore
@@ -330,6 +331,28 @@ async def test_a_store_that_is_away_may_come_back(spec: StoreSpec, s3_server: Se
         await S3ImageStore.open(spec, {"secretkey": s3_server.secret_key})
     assert failed.value.failure.field == "details.endpoint"
     assert failed.value.failure.remedy
+
+
+async def test_a_store_that_is_busy_while_it_is_opened_is_asked_again_and_one_that_is_away_is_not(
+        spec: StoreSpec, s3_server: SeaweedFS, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets, waits = {"secretkey": s3_server.secret_key}, AsyncMock()
+    monkeypatch.setattr(trouble, "back_off", waits)
+    proxy.fail(1, status=503, code="SlowDown")
+    proxy.fail(1, status=500, code="InternalError")
+    proxy.reset(2)  # one is repeated by the client by itself
+    await (await S3ImageStore.open(spec, secrets)).aclose()
+    assert len(proxy.requests) == 5
+    waits.assert_awaited()
+    proxy.clear()
+    proxy.fail(100, status=503, code="SlowDown")
+    with pytest.raises(WorkRetryable, match="slow down"):
+        await S3ImageStore.open(spec, secrets)
+    assert len(proxy.requests) == 1 + 4, "as often as maxerrorretry says"
+    await proxy.stop()
+    waits.reset_mock()
+    with pytest.raises(WorkRetryable, match="does not take connections"):
+        await S3ImageStore.open(spec, secrets)
+    waits.assert_not_called()
 
 
 @pytest.mark.parametrize(("code", "status", "field"), [

@@ -15,6 +15,7 @@ from swiftclient.client import Connection, post_container
 from agents.image_stores.swift import SwiftImageStore
 from agents.image_stores.swift_client import Line
 from schema.failure import Failed, Refused, Unknown, WorkFailed, WorkRetryable
+from schema.image import StoreSpec
 from tests.contract.image_store import data
 from tests.services.s3_proxy import S3Proxy
 from tests.services.swift import SwiftServer
@@ -195,6 +196,14 @@ async def test_where_nothing_answers_it_says_so(swift_server: SwiftServer) -> No
             await SwiftImageStore.open(swift_spec(swift_server, url=url, connectiontimeout="1000"), {"key": "k"})
         assert failed.value.failure.field == field
         assert failed.value.failure.remedy
+
+
+async def test_a_store_that_is_busy_while_it_is_opened_is_asked_again(spec: StoreSpec, swift_server: SwiftServer, proxy: S3Proxy) -> None:
+    proxy.fail(1, status=503, match=is_sign_in)
+    proxy.fail(1, status=500, match=lambda seen: seen.target == "/info")
+    proxy.cut_answers(1, match=lambda seen: seen.target == "/info")
+    await (await SwiftImageStore.open(spec, {"key": swift_server.key})).aclose()
+    assert [seen.target for seen in proxy.requests] == ["/auth/v1.0"] * 2 + ["/info"] * 3
 
 
 @pytest.mark.parametrize(("status", "field"), [(403, "details.username"), (404, "details.container"), (413, "details.container"),

@@ -171,7 +171,8 @@ def serve_one(kind: str, root: Path) -> int:
 
 def serve_all(root: Path, ports: dict[str, int], segments: int) -> None:
     """All four, whose largest manifest has so many segments, until standard input ends: then they are killed, and this process ends."""
-    write(root, ports, segments)
+    if not (root / "etc").exists():  # else: the same again, on what it had
+        write(root, ports, segments)
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
     running = []
     try:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from agents.image_stores import swift_client
+from agents.image_stores import trouble
 from agents.image_stores.swift import SwiftImageStore
 from agents.image_stores.swift_upload import segments_of
 from schema.image import StoreSpec
@@ -41,7 +41,7 @@ def is_sign_in(seen: Seen) -> bool:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other quickly: what is tested is that there are several."""
-    monkeypatch.setattr(swift_client, "MAX_BACKOFF_S", 0.1)
+    monkeypatch.setattr(trouble, "MAX_BACKOFF_S", 0.1)
 
 
 @pytest.fixture

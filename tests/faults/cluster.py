@@ -275,11 +275,11 @@ async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allo
         raise
     finally:
         cluster.stop()
-        await asyncio.to_thread(_drop_bucket, s3, bucket)
+        await asyncio.to_thread(drop_bucket, s3, bucket)
 
 
-def _drop_bucket(s3: SeaweedFS, bucket: str) -> None:
-    """The server grows volumes for each bucket and has a bounded number of them."""
+def drop_bucket(s3: SeaweedFS, bucket: str) -> None:
+    """With all that is in it: the server grows volumes for each bucket and has a bounded number of them."""
     with contextlib.closing(s3.client()) as client:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             for item in page.get("Contents", []):

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from schema.ids import derive
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import Cluster, drop_bucket
 
 PERSON = {"email": "a@b", "firstname": "A", "lastname": "B", "password": "p"}
 FOR_ACCOUNT = ("createVolume", "uploadVolume", "registerTemplate", "registerIso", "createTemplate")
@@ -45,6 +45,7 @@ class World:
     domain: str = ""
     objects: int = 0
     _kept: dict[str, str] = field(default_factory=dict)
+    _bucket: str = ""
 
     async def found(self) -> None:
         """Make what every case stands on."""
@@ -129,9 +130,12 @@ class World:
         return {"name": folder.name, "url": f"file://host{folder}", "zoneid": self.zone}
 
     async def store(self) -> dict[str, Any]:
-        """Another one, in a bucket of its own."""
-        s3, bucket = self.cluster.s3, f"sb{uuid4().hex[:12]}"
+        """Another one, in a bucket of its own. The one before it is gone by now: its bucket goes, or the server had no room for more."""
+        s3, before, bucket = self.cluster.s3, self._bucket, f"sb{uuid4().hex[:12]}"
+        if before:
+            await asyncio.to_thread(drop_bucket, s3, before)
         await asyncio.to_thread(s3.create_bucket, bucket)
+        self._bucket = bucket
         details = {"accesskey": s3.access_key, "secretkey": s3.secret_key, "endpoint": s3.endpoint, "bucket": bucket}
         return {"name": bucket, "provider": "S3", "url": s3.endpoint, **{
             f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items()) for part, value in (("key", key), ("value", text))}}

@@ -20,7 +20,7 @@ demo: ## a real disk image the whole way, checked at each turn (IMAGE= any path 
 
 test: ## all tests at small counts, against real servers: 15 minutes on two idle cores (TESTS= a path)
 	@scripts/setup test
-	@$(BIN)/python -m pytest $(TESTS) -n 3 --dist loadfile --no-loadscope-reorder --durations 10
+	@$(BIN)/python -m pytest $(TESTS) -n 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 check: ## lint, types, layers
 	@scripts/setup check

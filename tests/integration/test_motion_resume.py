@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,10 +32,11 @@ from tests.services.http_files import http_files
 from tests.services.s3_fixture import s3_server, s3_spec
 from tests.services.s3_proxy import S3Proxy
 from tests.services.seaweedfs import SeaweedFS
+from tests.services.swift_fixture import swift_server, swift_spec
 from tests.support.agent_process import NAME
 from tests.support.images import MIB, img, make_disk
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "swift_server"]
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.usefixtures("qemu")]
 SEED, ROUNDS = int(os.environ.get("STOREBUS_SEED", "1")), int(os.environ.get("STOREBUS_SOAK_N", "0"))
 WORKERS = 2
@@ -55,6 +57,35 @@ async def disk(tmp_path: Path) -> Path:
 async def proxy(s3_server: SeaweedFS) -> AsyncIterator[S3Proxy]:
     async with S3Proxy(s3_server.endpoint) as proxy:
         yield proxy
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store over HTTP behind a proxy that counts."""
+
+    kind: str
+    spec: StoreSpec
+    secrets: dict[str, str]
+    """The one that it needs."""
+    proxy: S3Proxy
+
+
+KINDS = [pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)]
+
+
+@pytest.fixture(params=KINDS)
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    kind = request.param
+    server = request.getfixturevalue(f"{kind}_server")
+    async with S3Proxy(server.endpoint) as proxy:
+        if kind == "s3":
+            yield Place(kind, s3_spec(server, endpoint=proxy.endpoint), {"secretkey": server.secret_key}, proxy)
+        else:
+            spec = swift_spec(server, url=f"{proxy.endpoint}/auth/v1.0", container=f"resumed-{uuid4()}")
+            store = await open_store(spec, {"key": server.key})
+            await store.test("inst/probe")  # makes the container, as addImageStore does
+            await store.aclose()
+            yield Place(kind, spec, {"key": server.key}, proxy)
 
 
 def order(disk: Path, store: StoreSpec) -> WriteSnapshot:
@@ -97,10 +128,9 @@ async def same(store: ImageStore, image: ImageRef, disk: Path, target: Path) -> 
     img("compare", "-f", "qcow2", "-F", "raw", str(target), f"{target}.raw")
 
 
-@pytest.mark.needs_s3
-async def test_kill_9_of_the_mover_sends_again_at_most_a_part_per_worker(disk: Path, tmp_path: Path, s3_server: SeaweedFS,
-                                                                       proxy: S3Proxy) -> None:
-    spec, secrets = s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key}
+async def test_kill_9_of_the_mover_sends_again_at_most_a_part_per_worker(disk: Path, tmp_path: Path, place: Place) -> None:
+    spec, secrets, proxy = place.spec, place.secrets, place.proxy
+    proxy.clear()
     proxy.rate = 24 * MIB
     after = [3, 7]
     answer = await killed_now_and_then(order(disk, spec), secrets, str(tmp_path / "records"), after)
@@ -117,11 +147,13 @@ async def test_kill_9_of_the_mover_sends_again_at_most_a_part_per_worker(disk: P
     await store.aclose()
 
 
-@pytest.mark.needs_s3
-async def test_kill_9_of_the_agent_and_the_journaled_order_goes_on(disk: Path, tmp_path: Path, s3_server: SeaweedFS, proxy: S3Proxy,
+@pytest.mark.soak(but=("s3",))
+async def test_kill_9_of_the_agent_and_the_journaled_order_goes_on(disk: Path, tmp_path: Path, place: Place,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_agent_kill, "SECRET", s3_server.secret_key)
-    spec = s3_spec(s3_server, endpoint=proxy.endpoint, secretkey=test_agent_kill.REF)
+    ((name, secret),), proxy = place.secrets.items(), place.proxy
+    monkeypatch.setattr(test_agent_kill, "SECRET", secret)
+    spec = place.spec.model_copy(update={"details": place.spec.details | {name: test_agent_kill.REF}})
+    proxy.clear()
     one = order(disk, spec).model_copy(update={"agent": NAME})
     proxy.rate = 24 * MIB
     with http_files() as files:
@@ -142,7 +174,7 @@ async def test_kill_9_of_the_agent_and_the_journaled_order_goes_on(disk: Path, t
         assert proxy.bytes_up - image.physical_size < (WORKERS + 1) * PART
         await agent.until(lambda: not record.exists())
         await agent.stop()
-    store = await open_store(s3_spec(s3_server, endpoint=proxy.endpoint), {"secretkey": s3_server.secret_key})
+    store = await open_store(place.spec, place.secrets)
     await same(store, image, disk, tmp_path / "object")
     assert await store.unfinished(spec.prefix) == []
     await store.delete(image.key)

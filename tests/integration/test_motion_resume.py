@@ -261,7 +261,7 @@ async def test_kill_9_of_a_download_into_s3_sends_again_at_most_what_was_on_its_
         assert after == [], "it was killed twice"
         assert "Range" not in files.asked[0][1]
         assert all(headers.get("If-Range") == '"v1"' for _, headers in files.asked[1:])
-        assert len(files.asked) > 2
+        assert len(files.asked) > 1  # by the second kill all of it may have come
         assert files.sent - len(body) < 2 * (IN_FLIGHT + 1) * PART
     assert proxy.bytes_up - len(body) < (2 * IN_FLIGHT + 1) * PART
     image = ImageRef.model_validate(answer["result"]["image"])

@@ -96,6 +96,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     return found
 
 
+@pytest.mark.soak(but=("s3",))
 async def test_a_flipped_byte_is_found_refused_and_when_repaired_forgiven(target: Target) -> None:
     up = target.up
     volume, _ = await up.done("createVolume", name="scrubbed", size=1)
@@ -160,6 +161,7 @@ async def test_a_reader_that_meets_damage_quarantines_it(target: Target) -> None
         await up.call("createVolume", name="r", snapshotid=one, zoneid=target.zone)
 
 
+@pytest.mark.soak(but=("folder",))
 async def test_bad_shares_and_stores_are_refused(target: Target) -> None:
     for share in ("0", "101%", "much"):
         status, _, said = await target.scrub("--share", share)

@@ -12,7 +12,7 @@ from tests.conftest import SEED, SOAK
 from tests.faults.commands import seeded
 from tests.faults.seeded_bugs import BUGS
 
-CHOSEN = sorted(BUGS) if SOAK else sorted(seeded(sorted(BUGS), 5, SEED))
+CHOSEN = sorted(BUGS) if SOAK else sorted(seeded(sorted(BUGS), 3, SEED))
 """All of them in a soak."""
 
 

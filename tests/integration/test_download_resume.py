@@ -91,6 +91,7 @@ async def test_killed_twice_it_asks_for_what_is_missing_alone(agent: Agent, vali
     assert agent.files.sent - len(BODY) < 2 * (IN_FLIGHT + 1) * PART
 
 
+@pytest.mark.soak(but=("changed", "weak", "silent"))
 @pytest.mark.parametrize("how", ["changed", "no ranges", "weak", "young", "silent"])
 async def test_what_cannot_be_held_to_its_word_begins_again(agent: Agent, files: HttpFiles, how: str) -> None:
     body = BODY
@@ -118,6 +119,7 @@ async def test_what_cannot_be_held_to_its_word_begins_again(agent: Agent, files:
     assert "Range" not in files.asked[-1][1]
 
 
+@pytest.mark.soak(but=("bytes",))
 @pytest.mark.parametrize("lie", ["bytes", "checksum", "format"])
 async def test_a_resumed_download_is_looked_at_as_a_whole(agent: Agent, files: HttpFiles, lie: str) -> None:
     more: dict[str, Any] = {"checksum": "{SHA-512}" + (SUM if lie != "checksum" else "0" * 128)}

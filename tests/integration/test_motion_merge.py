@@ -284,6 +284,7 @@ class TestRefused:
 
 @pytest.mark.needs_qemu
 @ON_A_FOLDER
+@pytest.mark.soak(but=("zstd-folder",))
 @pytest.mark.parametrize("compression", ["", "zstd"])
 async def test_kill_9_at_any_moment_leaves_the_object_and_nothing_else(disk: Disk, compression: str, tmp_path: Path) -> None:
     """The mover is killed again and again; the same order, given once more, goes on or begins anew."""

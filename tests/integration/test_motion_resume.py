@@ -272,6 +272,7 @@ async def test_kill_9_of_a_download_into_s3_sends_again_at_most_what_was_on_its_
     await store.aclose()
 
 
+@pytest.mark.soak(but=("flipped", "adopted"))
 @pytest.mark.parametrize("how", ["flipped", "longer", "shorter", "holes of others", "whole", "adopted"])
 async def test_what_a_killed_restore_left_is_believed_by_its_content_alone(disk: Path, tmp_path: Path, how: str) -> None:
     (tmp_path / "images").mkdir()
@@ -339,6 +340,7 @@ class TestWhatIsTrusted:
         return await MemoryImageStore.open(
             StoreSpec(id=uuid4(), name="s", provider="memory", url=f"memory://{uuid4()}", prefix="p"), {})
 
+    @pytest.mark.soak(but=("torn", "other", "whole"))
     @pytest.mark.parametrize("how", ["nothing", "torn", "other", "changed", "unlisted", "empty", "whole"])
     async def test_only_what_both_say(self, disk: Path, tmp_path: Path, store: MemoryImageStore, how: str) -> None:
         record, path, key = TransferRecord(tmp_path / "records", "w.1"), tmp_path / "records" / "w.1.parts", f"{uuid4()}/s"

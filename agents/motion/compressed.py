@@ -3,8 +3,8 @@
 Owns the pipeline: clusters are read and compressed in threads, several batches at once and used in their order; the file
 grows, and each part goes out as soon as it is full; the first part, which has the header, goes last. Unlike direct motion's,
 parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part, the one that is being
-filled and one on its way; batches ahead and more parts on their way come from the process's buffers. Where parts are too large,
-nothing is compressed.
+filled and one on its way, whatever there is; batches ahead and more parts on their way come from the process's buffers, as the
+part that is being filled does while there is room. Where parts are too large, nothing is compressed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ PART = 5 << 20
 LEVEL = 1
 WORTH = CLUSTER - CLUSTER // 8
 """Bytes that a compressed cluster may have; a larger one is written as it is, which is quicker to read."""
+
+_SPARE: deque[bytearray] = deque(maxlen=1)
+"""The buffer of a part that a store has, for whichever transfer needs the next: a new one would cost the kernel more than the
+copy does, and one for each transfer more memory than there is. Kept while a transfer runs."""
 
 Packed = list[tuple[int, memoryview | None, memoryview]]
 """(guest cluster, compressed, raw), all of it in the batch's buffer."""
@@ -96,6 +100,7 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
                                  work=work, installation=installation, progress=progress, workers=workers, part=part,
                                  layout=layout)
     upload: Upload | None = None
+    counted = size if BUFFERS.try_take(size) else 0  # for the part that is being filled: of four transfers at once, 20 MB
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
         parts = Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
@@ -111,6 +116,9 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     except BaseException:
         await leave_nothing(store, upload, key)
         raise
+    finally:
+        BUFFERS.give(counted)
+        _SPARE.clear()
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=file.size,
                     root=root)
 
@@ -123,8 +131,6 @@ class Parts:
         self._room = asyncio.Semaphore(workers)
         self._sending: set[asyncio.Task[None]] = set()
         self._buffer, self._filled = bytearray(size), 0
-        self._free: bytearray | None = None
-        """The buffer of a part that the store has: a new one would cost the kernel more than the copy does."""
         self._first: tuple[bytearray, int] | None = None
         self._told = 0
         self.digests: list[str] = []
@@ -147,7 +153,7 @@ class Parts:
 
     async def _seal(self) -> None:
         part, self._filled = (self._buffer, self._filled), 0
-        self._buffer, self._free = self._free or bytearray(self._size), None
+        self._buffer = _empty(self._size)
         self.digests.append("")
         if self._first is None:
             self._first = part
@@ -179,7 +185,8 @@ class Parts:
             await self._upload.part(number, view, sha256=digest)
         finally:
             self._room.release()
-        self._free = part[0] if again else None  # not while memory is short
+        if again:  # not while memory is short
+            _SPARE.append(part[0])
         self.moved += share
         self._progress("write", self.moved, self._total)
 
@@ -200,6 +207,13 @@ class Parts:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await to_the_end(asyncio.gather(*self._sending, return_exceptions=True))
+
+
+def _empty(size: int) -> bytearray:
+    while _SPARE:
+        if len(spare := _SPARE.pop()) == size:
+            return spare
+    return bytearray(size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ MOST_PARTS = 10_000
 """Parts of an object in any store: a manifest names each of them."""
 RANGE = 4 << 20
 """Bytes of one ranged read."""
+WIDE = 8 << 20
+"""Of one that goes straight into a buffer: a store looks its chunks up for each, and half as many ranges cost it a tenth less."""
 AT_WORK = 2
 """Ranges of each worker: one on its way, one that is compared and written."""
 BAD_OBJECT = "restore another snapshot, and check the store"
@@ -260,7 +262,7 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
     compare each part with the manifest. `summed` is called with the data, in a thread that works on it anyway.
 
     What is taken becomes a disk only when this returns, so a range need not wait for the rest of its part: memory is
-    workers times RANGE whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
+    what `BUFFERS` has, whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
     done = sum(min(manifest.part_size, manifest.physical_size - number * manifest.part_size) for number in there)
 
     async def one(number: int) -> None:
@@ -271,7 +273,7 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
         end = min(start + manifest.part_size, manifest.physical_size)
         digest = hashlib.sha256()
         while at < end:
-            async with _range(store, manifest.key, at, min(RANGE, end - at)) as data:
+            async with _range(store, manifest.key, at, end - at) as data:
                 if not len(data):
                     raise manifests.ended(manifest, at)
                 await take(data, at, digest.update)
@@ -288,10 +290,10 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
 
 @contextlib.asynccontextmanager
 async def _range(store: ImageStore, key: str, offset: int, length: int) -> AsyncIterator[Bytes]:
-    """What the store has of a range, within the process's buffers, while this is open."""
+    """What the store has from there on, `length` bytes at most, within the process's buffers, while this is open."""
     if isinstance(store, ReadsInto):
-        async with BUFFERS.buffer(RANGE) as buffer:
+        async with BUFFERS.buffer(WIDE) as buffer:
             yield memoryview(buffer)[:await store.read_into(key, offset, memoryview(buffer)[:length])]
     else:
         async with BUFFERS.room(2 * RANGE):  # such a store joins what it received: twice, for a moment
-            yield await store.read(key, offset, length)
+            yield await store.read(key, offset, min(RANGE, length))

@@ -56,12 +56,13 @@ class Bucket:
         return self.objects.get(key, 404)
 
 
-_buckets: dict[str, Bucket] = {}
+BUCKETS: dict[str, Bucket] = {}
+"""The inside of every such store of this process by its URL: what a server is to the others."""
 
 
 def bucket(url: str) -> Bucket:
     """The inside of the store under `url`, made when first asked for."""
-    return _buckets.setdefault(url, Bucket())
+    return BUCKETS.setdefault(url, Bucket())
 
 
 class MemorySettings(BaseModel):

@@ -7,6 +7,7 @@ With atheris installed (the extra `fuzz`) inputs are led by coverage, each targe
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import logging
 import random
@@ -38,6 +39,7 @@ class Judge:
         from tests.fuzz.targets import TARGETS
 
         self.name, self.target = name, TARGETS[name]
+        gc.collect()  # what goes meanwhile would hide what comes
         self.before, self.taken, self.inputs = forget_peak(), 0, 0
 
     def __call__(self, data: bytes) -> None:

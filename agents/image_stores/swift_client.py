@@ -411,9 +411,9 @@ def understand(error: BaseException, *, auth_url: str, url: str) -> Trouble | No
         if error.status in _NO_ENTRY:
             field, cause, remedy = _NO_ENTRY[error.status]
             return Trouble(code=f"entry {error.status}", field=field, cause=cause, remedy=remedy)
+        passes = error.status >= 500 or error.status in _PASSING
         return Trouble(code=f"entry {error.status}", field="url", cause=f"signing in was answered {error.status}",
-                       remedy="look into the log of the service that gives tokens",
-                       passes=error.status >= 500 or error.status in _PASSING, busy=True)
+                       remedy="look into the log of the service that gives tokens", passes=passes, busy=passes)
     if isinstance(error, ClientException):
         return _answered(status_of(error))
     if isinstance(error, Damaged):

@@ -100,7 +100,6 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
                                  work=work, installation=installation, progress=progress, workers=workers, part=part,
                                  layout=layout)
     upload: Upload | None = None
-    counted = size if BUFFERS.try_take(size) else 0  # for the part that is being filled: of four transfers at once, 20 MB
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
         parts = Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
@@ -117,7 +116,6 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
         await leave_nothing(store, upload, key)
         raise
     finally:
-        BUFFERS.give(counted)
         _SPARE.clear()
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=file.size,
                     root=root)
@@ -131,6 +129,9 @@ class Parts:
         self._room = asyncio.Semaphore(workers)
         self._sending: set[asyncio.Task[None]] = set()
         self._buffer, self._filled = bytearray(size), 0
+        self._counted = 0
+        """Bytes of the process's buffers that the part being filled has: it takes them along when it goes out, and so nobody who
+        needs much of them waits longer than for that."""
         self._first: tuple[bytearray, int] | None = None
         self._told = 0
         self.digests: list[str] = []
@@ -152,21 +153,30 @@ class Parts:
                 await self._seal()
 
     async def _seal(self) -> None:
-        part, self._filled = (self._buffer, self._filled), 0
-        self._buffer = _empty(self._size)
         self.digests.append("")
         if self._first is None:
-            self._first = part
+            self._first = self._buffer, self._filled
+            self._next()
             return
         await self._room.acquire()
         for task in [task for task in self._sending if task.done()]:
             self._sending.discard(task)
             task.result()
         share, self._told = self.guest - self._told, self.guest
-        took = await self._take()
+        took = self._counted or await self._take()
+        part, self._counted = (self._buffer, self._filled), 0
         task = asyncio.create_task(self._send(len(self.digests), part, share, again=took > 0))
         task.add_done_callback(lambda _: BUFFERS.give(took))  # one that is cancelled before it begins, too
         self._sending.add(task)
+        self._next()
+
+    def _next(self) -> None:
+        self._buffer, self._filled = _empty(self._size), 0
+        self._counted = self._size if BUFFERS.try_take(self._size) else 0
+
+    def _let_go(self) -> None:
+        BUFFERS.give(self._counted)
+        self._counted = 0
 
     async def _take(self) -> int:
         """Room for a part on its way, bytes. While the batches of several transfers have it all, none may wait for another's: one
@@ -194,6 +204,7 @@ class Parts:
         """The file is whole: send what is left, and the first part with its header at last."""
         if self._filled or self._first is None:
             await self._seal()
+        self._let_go()
         await asyncio.gather(*self._sending)
         self._sending.clear()
         assert self._first is not None
@@ -203,6 +214,7 @@ class Parts:
 
     async def stop(self) -> None:
         """Something failed: nothing is sent any more when this returns."""
+        self._let_go()
         for task in self._sending:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

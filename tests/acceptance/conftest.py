@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.stores import S3Store
 from tests.support.up import Up
 from tests.support.web import Site, site
 
@@ -32,11 +33,7 @@ class Place:
 
     def objects(self) -> set[str]:
         """Everything in the bucket, unfinished uploads too."""
-        with contextlib.closing(self.s3.client()) as client:
-            found = {item["Key"] for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-                     for item in page.get("Contents", [])}
-            uploads = client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
-        return found | {f"unfinished {upload['Key']}" for upload in uploads}
+        return S3Store(self.s3, self.bucket).objects()
 
     def disks(self) -> set[str]:
         """Every file of the primary store."""

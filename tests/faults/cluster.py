@@ -29,7 +29,7 @@ import asyncpg
 
 from api.demo_s3 import SeaweedFS
 from tests.faults.checker import findings
-from tests.faults.stores import S3Store, Store
+from tests.faults.stores import S3Store, Store, adding
 from tests.services.postgres import TestServer, fresh_database
 from tests.services.rabbitmq import RabbitMQ
 
@@ -201,13 +201,11 @@ class Cluster:
 
     async def add_store(self, *, endpoint: str = "") -> str:
         """The server as image store, or what stands before it; its id."""
-        endpoint = endpoint or self.store.endpoint
-        pairs = {f"details[{n}].{part}": value for n, (key, text) in enumerate(self.store.details(endpoint).items())
-                 for part, value in (("key", key), ("value", text))}
+        given = adding(self.store, endpoint or self.store.endpoint)
         end = time.monotonic() + 60
         while True:
             try:
-                added = await self.call("addImageStore", name="objects", provider=self.store.provider, url=self.store.url(endpoint), **pairs)
+                added = await self.call("addImageStore", name="objects", **given)
                 return str(added["imagestore"]["id"])
             except AssertionError as error:  # the storage agent has not announced itself yet
                 if "'errorcode': 503" not in str(error) or time.monotonic() > end:
@@ -263,8 +261,8 @@ async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allo
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)
     await asyncio.to_thread(_warm, s3, bucket)
-    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, store or S3Store(s3, bucket), bucket=bucket, allow=allow, environment=environment or {},
-                      port=port or free_port())
+    cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, store or S3Store(s3, bucket), bucket=bucket, allow=allow,
+                      environment=environment or {}, port=port or free_port())
     try:
         for role in ROLES:
             cluster.start(role)

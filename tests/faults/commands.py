@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 from schema.ids import derive
 from tests.faults.cluster import Cluster, drop_bucket
+from tests.faults.stores import S3Store, adding
 
 PERSON = {"email": "a@b", "firstname": "A", "lastname": "B", "password": "p"}
 FOR_ACCOUNT = ("createVolume", "uploadVolume", "registerTemplate", "registerIso", "createTemplate")
@@ -136,9 +137,7 @@ class World:
             await asyncio.to_thread(drop_bucket, s3, before)
         await asyncio.to_thread(s3.create_bucket, bucket)
         self._bucket = bucket
-        details = {"accesskey": s3.access_key, "secretkey": s3.secret_key, "endpoint": s3.endpoint, "bucket": bucket}
-        return {"name": bucket, "provider": "S3", "url": s3.endpoint, **{
-            f"details[{n}].{part}": value for n, (key, text) in enumerate(details.items()) for part, value in (("key", key), ("value", text))}}
+        return {"name": bucket, **adding(S3Store(s3, bucket), s3.endpoint)}
 
     def due(self, volume: str) -> dict[str, Any]:
         """A policy whose first snapshot is due within the minute."""

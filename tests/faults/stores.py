@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -59,6 +60,13 @@ def is_part(store: Store, seen: Seen) -> bool:
     return seen.method == "PUT" and store.part.search(seen.target) is not None
 
 
+def adding(store: Store, endpoint: str) -> dict[str, str]:
+    """Parameters of addImageStore, but the name."""
+    return {"provider": store.provider, "url": store.url(endpoint), **{
+        f"details[{n}].{part}": value for n, (key, text) in enumerate(store.details(endpoint).items())
+        for part, value in (("key", key), ("value", text))}}
+
+
 class S3Store:
     """SeaweedFS."""
 
@@ -91,8 +99,7 @@ class S3Store:
                 file.write(piece)
 
     def restart(self) -> None:
-        _kill(self.server)
-        _again(self.server, self._answers)
+        _restart(self.server, self._answers)
 
     def _answers(self) -> None:
         with contextlib.closing(self.server.client(retries={"total_max_attempts": 1})) as client:
@@ -138,8 +145,7 @@ class SwiftStore:
                 file.write(piece)
 
     def restart(self) -> None:
-        _kill(self.server)
-        _again(self.server, self._answers)
+        _restart(self.server, self._answers)
 
     def _answers(self) -> None:
         with contextlib.closing(self._client(retries=0)) as client:
@@ -151,8 +157,9 @@ class SwiftStore:
         self.server.stop()
 
 
-def _kill(server: Any) -> None:
-    """All of it, its supervisor first, which would end it in good order. Swift's servers have left their starter's group."""
+def _restart(server: Any, answers: Callable[[], None]) -> None:
+    """Kill all of it, its supervisor first, which would end it in good order, and start it on what it had."""
+    # Swift's servers have left their starter's group, and would share its port with the new ones.
     children = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _parent(entry) == server.process.pid]
     os.killpg(server.process.pid, signal.SIGKILL)
     for child in children:
@@ -161,15 +168,6 @@ def _kill(server: Any) -> None:
     server.process.wait()
     assert server.process.stdin is not None
     server.process.stdin.close()
-
-
-def _parent(entry: Path) -> int:
-    with contextlib.suppress(OSError):
-        return int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    return 0
-
-
-def _again(server: Any, answers: Any) -> None:
     (server.root / "exit").unlink(missing_ok=True)
     with (server.root / "again.log").open("ab") as log:
         server.process = subprocess.Popen(server.process.args, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
@@ -180,3 +178,9 @@ def _again(server: Any, answers: Any) -> None:
             return answers()
         time.sleep(0.2)
     raise AssertionError((server.root / "again.log").read_text(errors="replace")[-2000:])
+
+
+def _parent(entry: Path) -> int:
+    with contextlib.suppress(OSError):
+        return int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    return 0

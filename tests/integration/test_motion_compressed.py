@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from agents.buffers import BUFFERS
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.memory import MemoryImageStore
 from agents.manifest import verify_object
@@ -102,6 +103,7 @@ async def test_a_failure_leaves_nothing(store: MemoryImageStore, tmp_path: Path,
     store._bucket.before = None
     assert [entry async for entry in store.list("")] == []
     assert list(await store.unfinished("")) == []
+    assert BUFFERS.lent == 0
 
 
 async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
@@ -119,3 +121,26 @@ async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, 
     store._bucket.before = before
     await write(disk, store, part=MIB, workers=3)
     assert most == 3
+    assert BUFFERS.lent == 0
+
+
+async def test_whoever_needs_all_of_the_memory_has_its_turn_before_a_transfer_ends(store: MemoryImageStore, tmp_path: Path, qemu: None,
+                                                                                   seed: int) -> None:
+    disk, begun, parts = tmp_path / "disk.qcow2", asyncio.Event(), 0
+    await make_disk(disk, seed)
+
+    async def before(name: str, key: str) -> None:
+        nonlocal parts
+        if name == "part":
+            begun.set()
+            parts += 1
+            await asyncio.sleep(0.05)
+
+    store._bucket.before = before
+    transfer = asyncio.create_task(write(disk, store, part=MIB, workers=2))
+    await asyncio.wait_for(begun.wait(), 10)
+    async with asyncio.timeout(10), BUFFERS.room(BUFFERS.total):
+        then = parts
+    await transfer
+    assert then < parts // 2
+    assert BUFFERS.lent == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from agents import libnbd, qemu
 from agents.gate import prove_disk
 from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
 from agents.hypervisors.unused import prove_unused
+from agents.primary_stores.base import explain
 from agents.primary_stores.block_device import size_of
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import WorkFailed
@@ -244,11 +246,7 @@ class KvmHypervisor:
 
     async def measure(self, path: str) -> tuple[int, int]:
         """See Hypervisor."""
-        found = await qemu.info(path, "qcow2")
-        used = int(found["actual-size"])
-        if qemu.protocol(path) == "host_device":  # all of it is this disk's, and qemu calls it 0
-            used = await in_thread(size_of, path)
-        return int(found["virtual-size"]), used
+        return await in_thread(_measured, path)
 
 
 async def _bitmaps(path: str) -> dict[str, dict[str, Any]]:
@@ -305,6 +303,23 @@ def _refuse(found: dict[str, Any]) -> None:
     if len(found.get("snapshots", [])) > FOREIGN_SNAPSHOTS:
         raise WorkFailed(f"the image holds more than {FOREIGN_SNAPSHOTS} snapshots of its own",
                          remedy="remove them with qemu-img convert before it is registered")
+
+
+def _measured(path: str) -> tuple[int, int]:
+    """As its header and its file say: to start a program for two numbers takes longer than to read them."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            header, found = os.pread(descriptor, 32, 0), os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        # All of a device is this disk's.
+        used = size_of(path) if stat.S_ISBLK(found.st_mode) else found.st_blocks * 512
+    except OSError as error:
+        raise explain(error, path) from None
+    if len(header) < 32 or not header.startswith(b"QFI\xfb"):
+        raise WorkFailed(f"the disk {Path(path).name} is no qcow2 file", remedy="restore it from a snapshot")
+    return int.from_bytes(header[24:32], "big"), used
 
 
 def _sync(path: str) -> None:

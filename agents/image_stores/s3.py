@@ -92,7 +92,8 @@ class S3ImageStore:
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(session.create_client(
                 "s3", region_name=settings.region, endpoint_url=place.endpoint, use_ssl=settings.usehttps is not False,
-                verify=settings.cafile or True, aws_access_key_id=settings.accesskey,
+                # To read the authorities takes 20 ms, and who speaks plain HTTP has no use for them.
+                verify=(settings.cafile or True) if place.tls or settings.proxy else False, aws_access_key_id=settings.accesskey,
                 aws_secret_access_key=settings.secretkey.get_secret_value(), config=_config(settings)))
             # A body is sent without asking first: the round trip costs more than the rare refusal saves.
             client.meta.events.register_last("before-call.s3", functools.partial(
@@ -385,33 +386,33 @@ def _before_call(params: dict[str, Any], context: dict[str, Any], silence_s: flo
 
 
 def _warm_session() -> AioSession:
-    """A session whose service model is already read (megabytes of JSON: not for the event loop).
-
-    It looks at no file and no variable of the machine: an image store is what its details say.
-    """
+    """The session that all stores of the process share: what differs between them is in their clients. Blocking at first."""
     for name in _TALKERS:
         talker = logging.getLogger(name)
         talker.setLevel(max(talker.level, logging.INFO))
-    session = get_session()
-    for name in ("config_file", "credentials_file"):
-        session.set_config_variable(name, os.devnull)
-    with _LOADING:  # transfers begin together: each thread would read a model of its own, and keep it
-        session.register_component("data_loader", _loader())
-    return session
+    with _LOADING:  # transfers begin together: each thread would make one of its own
+        return _session()
 
 
 _LOADING = threading.Lock()
 
 
 @functools.cache
-def _loader() -> Loader:
-    """The service model, read once a process: it holds nothing of any store."""
+def _session() -> AioSession:
+    """A session whose service model is already read (megabytes of JSON: not for the event loop).
+
+    It looks at no file and no variable of the machine: an image store is what its details say.
+    """
+    session = get_session()
+    for name in ("config_file", "credentials_file"):
+        session.set_config_variable(name, os.devnull)
     loader = Loader()
     for kind in ("service-2", "endpoint-rule-set-1", "waiters-2", "paginators-1"):
         loader.load_service_model("s3", kind)
     for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
         loader.load_data(name)
-    return loader
+    session.register_component("data_loader", loader)
+    return session
 
 
 def _socket(address: tuple[Any, ...], *, alive: bool) -> socket.socket:

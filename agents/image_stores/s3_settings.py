@@ -50,6 +50,11 @@ class Place:
         """The endpoint as error texts name it."""
         return self.endpoint or "the AWS endpoint of the region"
 
+    @property
+    def tls(self) -> bool:
+        """Whether the endpoint speaks TLS. AWS does."""
+        return self.endpoint is None or self.endpoint.startswith("https://")
+
 
 def find_place(spec: StoreSpec, settings: S3Settings) -> Place:
     """Endpoint and bucket from the details and the url (`s3://bucket`, `http(s)://host:port/bucket`).

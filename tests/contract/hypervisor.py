@@ -87,6 +87,13 @@ class HypervisorContract:
         assert virtual == size and used < MIB
         assert await hypervisor.snapshots(path) == []
 
+    @pytest.mark.parametrize("there", [False, True])
+    async def test_what_is_no_disk_is_not_measured(self, hypervisor: Hypervisor, path: str, there: bool) -> None:
+        if there:
+            Path(path).write_bytes(b"no disk" * 100)
+        with pytest.raises(WorkFailed):
+            await hypervisor.measure(path)
+
     async def test_what_was_flushed_is_there_after_reopening(self, hypervisor: Hypervisor, path: str) -> None:
         size = 4 * MIB + 512
         model = bytearray(size)

@@ -75,6 +75,7 @@ def test_endpoint_and_bucket_from_url_and_details(url: str, details: dict[str, s
     settings = S3Settings.model_validate({"accesskey": "k", "secretkey": "s", **details})
     place = find_place(StoreSpec(id=uuid4(), name="s", provider="s3", url=url, prefix="i"), settings)
     assert (place.endpoint, place.bucket) == (endpoint, bucket)
+    assert place.tls == (not (endpoint or "").startswith("http:")), "who speaks TLS has its certificate looked at"
 
 
 @pytest.mark.parametrize(("url", "details", "field"), [

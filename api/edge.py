@@ -129,10 +129,10 @@ class Answer:
 class Edge:
     """One installation as its callers see it."""
 
-    def __init__(self, system: System, *, wait_s: float = WAIT_S, facts: Mapping[str, Any] | None = None,
-                 configuration: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, system: System, *, wait_s: float = WAIT_S, show_s: float = SHOW_S,
+                 facts: Mapping[str, Any] | None = None, configuration: Sequence[Mapping[str, Any]] = ()) -> None:
         """`facts`: what listCapabilities says besides what is so everywhere. `configuration`: what listConfigurations lists."""
-        self.system, self.wait_s = system, wait_s
+        self.system, self.wait_s, self.show_s = system, wait_s, show_s
         self.lists = Lists(system, answers.LISTS, facts, configuration)
         self.ownership = Ownership(system)
 
@@ -280,7 +280,7 @@ class Edge:
         """The answer of registerTemplate: a list with the thing as it is now, and its job; only in the zone that is named."""
         thing_id = str(command.makes(message) if command.makes is not None else derive(job_id, command.noun))
         zone_id = getattr(message, "zone_id", None)
-        deadline = asyncio.get_running_loop().time() + SHOW_S
+        deadline = asyncio.get_running_loop().time() + self.show_s
         while True:
             found = [each for each in await in_zones(self.lists, thing_id) if zone_id is None or each["zoneid"] == str(zone_id)]
             row = await self.system.job(job_id) if not found else None

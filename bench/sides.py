@@ -66,7 +66,7 @@ class S3Side:
     name = "S3"
     upload_name = "boto3 upload_file (10 threads, 8 MiB)"
     raw_name = "boto3 upload_fileobj from memory (10 threads, 8 MiB)"
-    floor = 1.25
+    floor = 1.3
 
     def __init__(self, server: SeaweedFS) -> None:
         self.server, self.bucket = server, server.bucket

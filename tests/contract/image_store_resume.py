@@ -6,6 +6,7 @@ A store without the capability resume_upload skips it: it begins again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ class Place:
         return await self.store.open(self.spec, self.secrets)
 
 
+@functools.lru_cache(8)
 def data(size: int, seed: int = 1) -> bytes:
     """Bytes that nothing compresses or confuses with others."""
     return random.Random(seed).randbytes(size)

@@ -28,6 +28,7 @@ class Chains:
 
     def __init__(self, cloud: Cloud, store: UUID, volume: UUID) -> None:
         self.cloud, self.store, self.volume = cloud, store, volume
+        self._views = FoldedViews(cloud.store)  # type: ignore[arg-type] # in memory here
 
     @classmethod
     async def start(cls, *, most: int = 8, merges: bool = False) -> Chains:
@@ -84,7 +85,7 @@ class Chains:
 
     async def _shown(self, there: list[SnapshotState]) -> None:
         """What lists say of each is what its chain is."""
-        tables = await FoldedViews(self.cloud.store).tables()  # type: ignore[arg-type] # in memory here
+        tables = await self._views.tables()
         by_id = {state.id: state for state in there}
         for state in there:
             if state.status != "BackedUp":

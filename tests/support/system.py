@@ -23,35 +23,40 @@ from bus.vault import Vault
 from handlers.projections import changes
 from tests.support.cloud import Cloud
 
+Tables = Mapping[str, Mapping[str, dict[str, Any]]]
+"""Table name -> id -> row."""
+
 
 class FoldedViews:
-    """Read tables folded from the log at each question."""
+    """Read tables folded from the log when they are asked for: what came since the last question."""
 
     def __init__(self, store: MemoryEventStore) -> None:
         self._store = store
+        self._tables: dict[str, dict[str, dict[str, Any]]] = {}
+        self._position = 0
 
     async def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Every table, by id."""
-        tables: dict[str, dict[str, dict[str, Any]]] = {}
-        for row in (await self._store.read_log(0, filter=LogFilter(), limit=100_000)).rows:
+        """Every table but the views, by id. Later questions change nothing of it."""
+        await self._fold()
+        return {name: dict(rows) for name, rows in self._tables.items()}
+
+    async def _fold(self) -> None:
+        page = await self._store.read_log(self._position, filter=LogFilter(), limit=100_000)
+        for row in page.rows:
             for table, key, columns in changes(row):
-                rows = tables.setdefault(table, {})
+                rows = self._tables.setdefault(table, {})
                 if columns is None:
                     rows.pop(key, None)
                 else:
                     rows[key] = {**rows.get(key, {}), **columns, "id": key}
-        tables["resource_tag"] = resource_tags(tables)
-        tables["snapshot_in_zone"] = snapshots_in_zones(tables)
-        tables["event"] = events(tables.get("job", {}))
-        return tables
+        self._position = page.scanned_to
 
     async def rows(self, table: str, where: Mapping[str, Any] | None = None, *, search: str = "",
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
-        tables = await self.tables()
-        if table in _VIEWS:
-            tables[table] = {row["id"]: row for row in _VIEWS[table](tables)}
-        found = [dict.fromkeys(COLUMNS[table]) | row for row in tables.get(table, {}).values()]
+        await self._fold()
+        there = _VIEWS[table](self._tables) if table in _VIEWS else self._tables.get(table, {}).values()
+        found = [dict.fromkeys(COLUMNS[table]) | row for row in there]
         found = [row for row in found if holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
         found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
         page = found[offset:offset + limit]
@@ -67,34 +72,32 @@ class FoldedViews:
         """Nothing."""
 
 
-def snapshots_in_zones(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """As the view read.snapshot_in_zone."""
+def _snapshots_in_zones(tables: Tables) -> Iterator[dict[str, Any]]:
+    """As read.snapshot_in_zone."""
     whole = tables.get("snapshot", {})
-    return {key: {column: whole[ref["snapshot_id"]].get(column) for column in COLUMNS["snapshot_in_zone"]}
-            | {"id": key, "snapshot_id": ref["snapshot_id"], "zone_id": ref["zone_id"]}
-            | {f"volume_{column}": tables.get("volume", {}).get(whole[ref["snapshot_id"]].get("volume_id"), {}).get(column)
-               for column in ("name", "state", "removed")}
-            for key, ref in tables.get("snapshot_zone_ref", {}).items() if ref["snapshot_id"] in whole}
+    for key, ref in tables.get("snapshot_zone_ref", {}).items():
+        row = whole.get(ref["snapshot_id"])
+        if row is not None:
+            volume = tables.get("volume", {}).get(row.get("volume_id", ""), {})
+            yield {column: row.get(column) for column in COLUMNS["snapshot_in_zone"]} | {
+                "id": key, "snapshot_id": ref["snapshot_id"], "zone_id": ref["zone_id"]} | {
+                f"volume_{column}": volume.get(column) for column in ("name", "state", "removed")}
 
 
-def resource_tags(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """As the view read.resource_tag."""
-    found = {}
+def _resource_tags(tables: Tables) -> Iterator[dict[str, Any]]:
+    """As read.resource_tag."""
     for table, kind in (("volume", "Volume"), ("snapshot", "Snapshot"), ("template", "Template")):
         for row in tables.get(table, {}).values():
             if row["state"] in ("Failed", "Error", "Expunged", "Destroyed", "Deleted"):
                 continue
             for name, value in (row.get("tags") or {}).items():
-                found[f"{row['id']}/{name}"] = {
-                    **{column: row.get(column) for column in (*_OWNED, "created")}, "id": f"{row['id']}/{name}", "name": name,
-                    "value": value, "resource_type": "ISO" if row.get("format") == "iso" else kind, "resource_id": row["id"]}
-    return found
+                yield {**{column: row.get(column) for column in (*_OWNED, "created")}, "id": f"{row['id']}/{name}", "name": name,
+                       "value": value, "resource_type": "ISO" if row.get("format") == "iso" else kind, "resource_id": row["id"]}
 
 
-def events(jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """As the view read.event."""
-    found = {}
-    for job in jobs.values():
+def _events(tables: Tables) -> Iterator[dict[str, Any]]:
+    """As read.event."""
+    for job in tables.get("job", {}).values():
         kind, _, thing = (job.get("subject") or "").partition("-")
         kind = "".join(part.capitalize() for part in kind.split("_"))
         for step, (state, at) in enumerate((("Scheduled", job["created"]), ("Created", job.get("started") if job.get("makes") else None),
@@ -105,21 +108,19 @@ def events(jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             level = "INFO" if not bad else "WARN" if job["status"] == "cancelled" else "ERROR"
             told = f"{state} {job['event']}" + (f" of {kind} {thing}" if thing else "") + (
                 f", {job['status']}: {(job.get('failure') or {}).get('cause', '')}" if bad else "")
-            row = {column: job.get(column) for column in _OWNED} | {
+            yield {column: job.get(column) for column in _OWNED} | {
                 "id": _event_id(job["id"], state), "name": f"{job['event']} {level} {told}", "type": job["event"], "state": state,
                 "level": level, "description": told, "principal": job["principal"], "job_id": job["id"],
                 "parent_id": _event_id(job["id"], "Scheduled") if step > 1 else None, "resource_type": kind or None,
                 "resource_id": thing or None, "created": at, "open": job.get("completed") is None, "archived": False,
                 "rank": -round(datetime.fromisoformat(at).timestamp() * 1_000_000) * 8 - step}
-            found[row["id"]] = row
-    return found
 
 
 def _event_id(job_id: str, state: str) -> str:
     return str(UUID(hashlib.md5(f"{job_id}/{state}".encode()).hexdigest()))
 
 
-def _in_zones(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _in_zones(tables: Tables) -> Iterator[dict[str, Any]]:
     """As read.template_view."""
     copies, zones = tables.get("template_store_ref", {}).values(), tables.get("zone", {})
     for listed in tables.get("template_zone", {}).values():
@@ -134,7 +135,7 @@ def _in_zones(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[di
                    "error": copy.get("error") or listed.get("error") or row.get("error")}
 
 
-def _pending(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _pending(tables: Tables) -> Iterator[dict[str, Any]]:
     """As read.pending_deletion."""
     for noun in ("template", "snapshot"):
         for copy in tables.get(f"{noun}_store_ref", {}).values():
@@ -148,7 +149,8 @@ def _pending(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Iterator[dic
             yield {**of, **seed, "kind": of["kind"], "thing_id": of["id"], "store_id": seed["pool_id"], "key": seed["path"]}
 
 
-_VIEWS = {"template_view": _in_zones, "pending_deletion": _pending}
+_VIEWS = {"template_view": _in_zones, "pending_deletion": _pending, "snapshot_in_zone": _snapshots_in_zones,
+          "resource_tag": _resource_tags, "event": _events}
 
 
 def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:

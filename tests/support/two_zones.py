@@ -25,7 +25,7 @@ class TwoZones:
     """`ask` and `ok` speak CloudStack's words; `cloud` plays the agents."""
 
     def __init__(self, system: FakeSystem, other: UUID) -> None:
-        self.system, self.cloud, self.edge = system, system.cloud, Edge(system)
+        self.system, self.cloud, self.edge = system, system.cloud, Edge(system, show_s=0.1)
         self.here, self.other = system.cloud.zone_id, other
         self.stores: list[UUID] = []
 

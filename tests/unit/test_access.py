@@ -66,7 +66,7 @@ class World:
 
 async def world() -> World:
     made = World(await FakeSystem.start(), Edge(await FakeSystem.start()))
-    made.edge = Edge(made.system)
+    made.edge = Edge(made.system, show_s=0.1)
     made.domains["a"] = (await made.ok("", "createDomain", name="a"))["domain"]["id"]
     made.domains["b"] = (await made.ok("", "createDomain", name="b", parentdomainid=made.domains["a"]))["domain"]["id"]
     made.domains["c"] = (await made.ok("", "createDomain", name="c"))["domain"]["id"]

@@ -23,7 +23,7 @@ class Scene:
     """A template that may be extracted, and agents that seal as real ones do."""
 
     def __init__(self, system: FakeSystem) -> None:
-        self.system, self.edge = system, Edge(system)
+        self.system, self.edge = system, Edge(system, show_s=0.1)
         self.cloud = system.cloud
         self.cloud.runtime.vault_key = system.vault.public_key
 

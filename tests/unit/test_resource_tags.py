@@ -22,7 +22,7 @@ class Caller:
     """An API over an empty cloud."""
 
     def __init__(self, system: FakeSystem) -> None:
-        self.system, self.edge = system, Edge(system)
+        self.system, self.edge = system, Edge(system, show_s=0.1)
 
     async def ask(self, command: str, **parameters: object) -> tuple[int, dict[str, Any]]:
         answer = await self.edge.call({"command": command, **{name: str(value) for name, value in parameters.items()}})

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import pytest
 
 from bus.read_model import PostgresReadModel
-from tests.support.system import COLUMNS, events, holds, resource_tags, snapshots_in_zones
+from tests.support.system import COLUMNS, VIEWS, Tables, holds
+
+
+def viewed(table: str, tables: Tables) -> dict[str, dict[str, Any]]:
+    """A view's rows by id, as tests in memory make them."""
+    return {row["id"]: row for row in VIEWS[table](tables)}
 
 
 @pytest.fixture
@@ -97,7 +103,7 @@ async def test_the_tags_of_what_is_there_are_a_table(model: PostgresReadModel, r
     await model.apply([(table, key, columns) for table, found in rows.items() for key, columns in found.items()])
     with_ids = {table: {key: {**columns, "id": key} for key, columns in found.items()}
                 for table, found in rows.items()}
-    wanted = resource_tags(with_ids)
+    wanted = viewed("resource_tag", with_ids)
     found, total = await reader.rows("resource_tag", order="id")
     assert total == len(wanted) == 5
     assert {each["id"]: each for each in found} == wanted
@@ -113,8 +119,8 @@ async def test_snapshots_stand_in_each_of_their_zones(model: PostgresReadModel, 
               "t/1": {"snapshot_id": "t", "zone_id": "1"}}
     await model.apply([("snapshot", key, columns) for key, columns in snapshots.items()]
                       + [("snapshot_zone_ref", key, columns) for key, columns in places.items()])
-    wanted = snapshots_in_zones({"snapshot": {key: {**columns, "id": key} for key, columns in snapshots.items()},
-                                 "snapshot_zone_ref": {key: {**columns, "id": key} for key, columns in places.items()}})
+    wanted = viewed("snapshot_in_zone", {"snapshot": {key: {**columns, "id": key} for key, columns in snapshots.items()},
+                                         "snapshot_zone_ref": {key: {**columns, "id": key} for key, columns in places.items()}})
     found, total = await reader.rows("snapshot_in_zone", order="id")
     assert total == 3 and {each["id"]: each for each in found} == wanted
     assert set(found[0]) == {*COLUMNS["snapshot_in_zone"], "id"}
@@ -134,7 +140,7 @@ async def test_the_view_of_events_is_what_it_is_in_memory(model: PostgresReadMod
         "stopped": {"status": "cancelled", "created": at[3], "started": at[4], "completed": at[5], "subject": "", "failure": {"cause": "stopped"}},
     }
     await model.apply([("job", key, {**base, **columns}) for key, columns in jobs.items()])
-    wanted = events({key: {**base, **columns, "id": key} for key, columns in jobs.items()})
+    wanted = viewed("event", {"job": {key: {**base, **columns, "id": key} for key, columns in jobs.items()}})
     found, total = await reader.rows("event", order="rank")
     assert total == len(wanted) == 1 + 3 + 3 + 2 + 3
     assert {each["id"]: each for each in found} == wanted

@@ -55,7 +55,7 @@ class FoldedViews:
                    order: str = "created", limit: int = 500, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """As PostgresReadModel: absent columns are null, the total is known only where there are rows."""
         await self._fold()
-        there = _VIEWS[table](self._tables) if table in _VIEWS else self._tables.get(table, {}).values()
+        there = VIEWS[table](self._tables) if table in VIEWS else self._tables.get(table, {}).values()
         found = [dict.fromkeys(COLUMNS[table]) | row for row in there]
         found = [row for row in found if holds(row, where or {}) and search.lower() in (row.get("name") or "").lower()]
         found.sort(key=lambda row: (row.get(order) or "~", row["id"]))
@@ -149,8 +149,9 @@ def _pending(tables: Tables) -> Iterator[dict[str, Any]]:
             yield {**of, **seed, "kind": of["kind"], "thing_id": of["id"], "store_id": seed["pool_id"], "key": seed["path"]}
 
 
-_VIEWS = {"template_view": _in_zones, "pending_deletion": _pending, "snapshot_in_zone": _snapshots_in_zones,
-          "resource_tag": _resource_tags, "event": _events}
+VIEWS = {"template_view": _in_zones, "pending_deletion": _pending, "snapshot_in_zone": _snapshots_in_zones,
+         "resource_tag": _resource_tags, "event": _events}
+"""What the database computes when it is asked, from the tables."""
 
 
 def holds(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """The mover's child: the process in which an agent's bytes move. Reads orders, does them side by side, says what became of them.
 
 Owns the child's side of the lines that `mover` speaks, and `InlineMover`, which does the same work in the calling process, for
-plug-ins that live in memory. Refuses to outlive its agent, and to log a secret that is in use.
+plug-ins that live in memory. Refuses to outlive its agent, and to log a secret that is in use. Rule: an agent that is gone is no
+cancel. Its pipes close before the kernel ends us; what is under way is left as it lies, since the next start goes on with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from agents.image_stores.registry import providers
 from agents.leftovers import noted
@@ -113,12 +114,12 @@ class Child:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._stopping: set[int] = set()
 
-    async def serve(self) -> None:
-        """Until standard input ends."""
+    async def serve(self) -> NoReturn:
+        """Until the agent is gone."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=LINE_MAX)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
-        while line := await reader.readline():
+        while (line := await reader.readline()).endswith(b"\n"):  # an agent that is killed may have said half of one
             said = json.loads(line)
             if "settings" in said:
                 self._tools = Toolbox(**said["settings"])
@@ -134,6 +135,7 @@ class Child:
                 self._tasks[said["id"]] = task
                 self._redacted.secrets += said["secrets"].values()
                 task.add_done_callback(partial(self._ended, said))
+        os._exit(0)
 
     async def _announce(self, number: int, *, disks: bool) -> None:
         """What is installed here. Its libraries are large: only this process loads them."""
@@ -185,8 +187,11 @@ class Child:
 
     def _say(self, message: dict[str, Any]) -> None:
         """One line to the agent. A pipe holds more than is ever said at once; the agent always reads."""
-        self._out.write(json.dumps(message) + "\n")
-        self._out.flush()
+        try:
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            os._exit(0)
 
 
 def _die_with(parent: int) -> None:
@@ -217,7 +222,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the agent's to handle
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no word to the agent
-        with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(Child(out, redacted).serve())
 
 

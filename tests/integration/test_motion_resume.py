@@ -202,6 +202,31 @@ async def test_random_kills_into_a_folder_leave_the_object_and_nothing_else(disk
     assert killed, "none was killed"
 
 
+async def test_a_mover_whose_agent_is_gone_cleans_nothing_up(disk: Path, tmp_path: Path) -> None:
+    """When an agent dies its pipes close first, and its children die a moment later: in between nothing may be undone."""
+    root = tmp_path / "images"
+    root.mkdir()
+    spec = StoreSpec(id=UUID(int=1), name="f", provider="folder", url=f"folder://{root}", prefix="inst")
+    store, one = await open_store(spec, {}), order(disk, spec)
+    await store.test("inst/probe")
+    mover = Mover({"workers": WORKERS, "records": str(tmp_path / "records"), "bytes_per_second": 24 * MIB})
+
+    def gone(stage: str, done: int, total: int) -> None:
+        if done >= 2 * PART:
+            pipes = mover._process._transport  # type: ignore[union-attr] # they close as they would when we were killed
+            for number in (0, 1):
+                pipes.get_pipe_transport(number).close()
+
+    with pytest.raises(MoverDied):
+        await mover.run(one, one.model_dump_json().encode(), {}, gone)
+    await mover.aclose()
+    upload = await store.resume(one.key, part_size=PART)  # type: ignore[attr-defined] # a folder can
+    assert upload is not None, "what had come was removed"
+    assert len(await upload.parts()) >= 2
+    await upload.abort()
+    await store.aclose()
+
+
 def restoring(one: ImageRef, spec: StoreSpec, folder: Path) -> CreateDisk:
     """Make a disk of the object."""
     primary = PrimarySpec(id=uuid4(), name="p", kind="folder", path=str(folder), zone_id=uuid4(), agent="a")

@@ -52,12 +52,13 @@ class PostgresReadModel:
         """`role`: storebus_projector or storebus_app. Raises StoreAway."""
 
         try:
-            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=4, reset=_keep, command_timeout=60, timeout=15,
+            # None is kept open: to restore one while the server is away, the pool would fill the log with tracebacks.
+            pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, reset=_keep, command_timeout=60, timeout=15,
                                              server_settings={"role": role, **SETTINGS})
+            await pool.release(await pool.acquire())  # now, not at the first page, it shows whether it can be had
         except AWAY as error:
             raise StoreAway(f"Postgres does not answer: {error}",
                             remedy="start it, or check STOREBUS_DATABASE_URL") from None
-        assert pool is not None
         return cls(pool)
 
     async def apply(self, changes: Sequence[Change]) -> None:

@@ -40,6 +40,7 @@ async def test_a_killed_database_is_a_clean_503_and_comes_back(place: Place) -> 
             await asyncio.sleep(0.05)
     assert seen.keys() == {200, 503}, (seen, place.up.log()[-4000:])
     for job in jobs:
-        assert (await place.up.end(job))["jobstatus"] == 1
+        end = await place.up.end(job)
+        assert end["jobstatus"] == 1, (end, place.up.log()[-4000:])
     assert (await place.up.end((await place.up.call("createVolume", name="after", size=1))["jobid"]))["jobstatus"] == 1
     assert await verify_all(place.up.dsn) == []

@@ -215,7 +215,7 @@ KILLS += [("detachVolume", "agent.before_work"), ("detachVolume", "agent.after_w
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("command", "point"), KILLS if SOAK else seeded(KILLS, 3, SEED))
+@pytest.mark.parametrize(("command", "point"), KILLS if SOAK else seeded(KILLS, 2, SEED))
 async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command: str) -> None:
     """SIGKILL of the KVM agent at each of its named places: the job ends once, the machine lived on, and it, the agent's list and
     the log say the same."""

@@ -33,7 +33,7 @@ SEED = int(os.environ.get("STOREBUS_SOAK_SEED", os.environ.get("STOREBUS_SEED", 
 
 CALM_S = (0.3, 1.2) if JOBS >= 100 else (0.8, 2.4)
 """Seconds between two kills: a start is most of what one costs, so an ordinary run has fewer."""
-PAIRS_N, POINTS_N = 4, 3
+PAIRS_N, POINTS_N = 4, 2
 """Commands that are hit in an ordinary run, each with one role, and named places. In a soak each with every role, and all places."""
 
 

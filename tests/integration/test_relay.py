@@ -157,6 +157,7 @@ class Unreliable(MemoryTransport):
             raise
 
 
+@pytest.mark.soak(but=("0", "1"))
 @pytest.mark.parametrize("seed", range(5))
 async def test_nothing_is_skipped_and_first_arrivals_are_in_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails, each row arrives, and the checkpoint never passes one that did not."""

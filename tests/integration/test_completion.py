@@ -36,7 +36,6 @@ async def volume(tmp_path: Path) -> AsyncIterator[str]:
     await listener.aclose()
 
 
-@pytest.mark.soak(but=("bash",))
 @pytest.mark.parametrize("shell", sorted(START))
 async def test_a_shell_completes(volume: str, tmp_path: Path, shell: str) -> None:
     """TAB finishes a command's name, shows parameters, and finishes the id of a volume whose name it shows beside others."""

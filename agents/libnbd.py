@@ -21,8 +21,9 @@ CHANGED = 1
 """The flag of a dirty bitmap's context."""
 STATUS_SPAN = (1 << 32) - (1 << 16)
 """Bytes of one block-status or zero request: the protocol's limit is 4 GiB - 1."""
-MAX_REQUEST = 1 << 20
-"""Bytes of one read or write: the program that serves holds as many for each of its connections."""
+MAX_REQUEST = 256 << 10
+"""Bytes of one read or write. The program that serves holds as many for each of its connections, and keeps some more: 18 MB
+with 512 KiB, 6 with this, which takes it a tenth longer."""
 
 _EXTENT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64,
                            ctypes.POINTER(ctypes.c_uint32), ctypes.c_size_t, ctypes.POINTER(ctypes.c_int))

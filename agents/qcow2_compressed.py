@@ -2,8 +2,9 @@
 
 How much room a cluster takes is known when it was compressed, so the file grows in guest order: compressed clusters packed
 byte behind byte in runs, those that do not shrink whole, each L2 table behind its last cluster, each refcount block when
-nothing it counts can change any more, the L1 table and the refcount table at the end. Only the header, the file's
-first cluster, waits for what comes last. Memory is one run, one L2 table and one refcount block, whatever the disk.
+nothing it counts can change any more, the L1 table and the refcount table at the end. A run follows the one before without a
+gap unless something else lies between them. Only the header, the file's first cluster, waits for what comes last. Memory is one
+run, one L2 table and one refcount block, whatever the disk.
 `CompressedTables` takes such a file in again. No I/O, no compression: it is given bytes that were compressed elsewhere. Source:
 qemu's docs/interop/qcow2.txt.
 """
@@ -21,14 +22,14 @@ OFFSET_BITS = 62 - (CLUSTER.bit_length() - 1 - 8)
 """Bits of a compressed cluster's place; above them, how many sectors it reaches beyond its first."""
 SECTOR = 512
 RUN = 1 << 20
-"""Compressed bytes that are packed together; a run begins at a cluster of its own."""
+"""Compressed bytes that are packed together before they go into the file."""
 HEADER_LENGTH = HEADER.size + 8
 ZSTD = struct.pack(">B7x", 1)
 """The compression type, and its padding."""
 HAS_TYPE = 1 << 3
 """Incompatible feature: the header says a compression type, so who does not know it refuses the file."""
 Chunks = list[bytes | bytearray | memoryview]
-"""Bytes that follow one another in the file."""
+"""Bytes that follow one another in the file; good until the file is given the next cluster."""
 
 
 class CompressedFile:
@@ -39,9 +40,15 @@ class CompressedFile:
         self.virtual_size = virtual_size
         self.size = CLUSTER
         """Bytes of the file so far, the header's cluster with them."""
-        self._run = bytearray()
+        self._run, self._filled = bytearray(RUN + CLUSTER), 0  # the same one for every run: new memory costs more than the copy
         self._in_run: list[tuple[int, int, int]] = []
         """(place in the L2 table, offset in the run, length) of each compressed cluster not yet in the file."""
+        self._tail = b""
+        """The end of the last run, which filled no cluster: the next begins with it."""
+        self._bound = False
+        """The run begins with such an end, so it must follow the last one at once."""
+        self._owed = 0
+        """How many compressed clusters of the last run reach into the tail."""
         self._l1 = array("Q", bytes(8 * max(1, -(-virtual_size // (CLUSTER * L2_ENTRIES)))))
         self._l2 = array("Q")
         self._number = -1
@@ -62,22 +69,29 @@ class CompressedFile:
             raise ValueError(f"cluster {guest} comes after {self._last}")
         self._last = guest
         out: Chunks = []
+        self._begin_run()
         number, place = divmod(guest, L2_ENTRIES)
         if number != self._number:
             self._end_table(out)
+            out = [bytes(data) for data in out]  # this cluster goes where the last run lies
             self._number, self._l2 = number, array("Q", bytes(CLUSTER))
         if packed is not None:
-            self._in_run.append((place, len(self._run), len(packed)))
-            self._run += packed
-            if len(self._run) >= RUN:
-                self._end_run(out)
+            start, self._filled = self._filled, self._filled + len(packed)
+            self._in_run.append((place, start, len(packed)))
+            self._run[start:self._filled] = packed
+            if self._filled >= RUN:
+                # A refcount block that is full comes behind this run: then nothing may stay for the next.
+                self._end_run(out, whole=len(self._counts) + self._filled // CLUSTER >= REFCOUNTS)
         else:
+            if self._bound:
+                self._end_run(out)
             self._l2[place] = self._put(out, raw, 1) | COPIED
         return out
 
     def end(self) -> Chunks:
         """What closes the file; `header` is known afterwards."""
         out: Chunks = []
+        self._begin_run()
         self._end_table(out)
         l1 = array("Q", self._l1)
         l1.byteswap()
@@ -122,21 +136,38 @@ class CompressedFile:
         self._end_blocks(out)
         return at
 
-    def _end_run(self, out: Chunks) -> None:
-        if not self._run:
+    def _begin_run(self) -> None:
+        """What the last run left comes first. Not before the next call: until then the last run's bytes are somebody's."""
+        if self._tail:
+            self._run[:len(self._tail)] = self._tail
+            self._tail = b""
+
+    def _end_run(self, out: Chunks, *, whole: bool = True) -> None:
+        """The run goes into the file: all of it, or only the clusters that are full."""
+        if not self._filled:
             return
-        data, self._run = self._run, bytearray()
-        data.extend(bytes(-len(data) % CLUSTER))
-        at, first = self.size, self._counted + len(self._counts)
-        counts = array("H", bytes(2 * (len(data) // CLUSTER)))
-        for place, offset, length in self._in_run:
+        clusters = -(-self._filled // CLUSTER)
+        length = (clusters if whole else self._filled // CLUSTER) * CLUSTER
+        at = self.size
+        counts = array("H", bytes(2 * clusters))
+        counts[0], self._owed = self._owed, 0
+        later = []
+        for place, offset, size in self._in_run:
+            if offset >= length:
+                later.append((place, offset - length, size))
+                continue
             start = (at + offset) // SECTOR
-            more = (at + offset + length - 1) // SECTOR - start
+            more = (at + offset + size - 1) // SECTOR - start
             self._l2[place] = COMPRESSED | (more << OFFSET_BITS) | (at + offset)
-            for cluster in range(start * SECTOR // CLUSTER, ((start + more + 1) * SECTOR - 1) // CLUSTER + 1):
-                counts[cluster - first] += 1
-        self._in_run.clear()
-        self._append(out, data)
+            for cluster in range(offset // CLUSTER, (offset + size - 1) // CLUSTER + 1):
+                counts[cluster] += 1
+        self._in_run = later
+        if length > self._filled:
+            self._run[self._filled:length] = bytes(length - self._filled)
+        elif length < self._filled:
+            self._tail, self._owed = bytes(self._run[length:self._filled]), counts.pop()
+        self._filled, self._bound = len(self._tail), bool(self._tail)
+        self._append(out, memoryview(self._run)[:length])
         self._counts.extend(counts)
         self._end_blocks(out)
 

@@ -25,9 +25,11 @@ _TWO = {"convert": "-O", "compare": "-F"}
 _PRIVILEGES = ["--inh-caps=-all", "--bounding-set=-all,+dac_override"]
 """A disk may belong to the hypervisor's own user: that much of root is kept."""
 _END = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
-_BORN = ["/bin/sh", "-c", 'export MALLOC_ARENA_MAX=2; test "$PPID" = "$0" && exec "$@"']
+_BORN = ["/bin/sh", "-c", ("export MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=4194304 MALLOC_TRIM_THRESHOLD_=4194304; "
+                           'test "$PPID" = "$0" && exec "$@"')]
 """Comes after the parent's death signal was asked for: a parent that died before that will send none, and the program would
-hold its disk for ever. $0 is the parent. glibc would reserve 64 MiB of address space for each of many threads."""
+hold its disk for ever. $0 is the parent. glibc would reserve 64 MiB of address space for each of many threads, and give the
+buffer of each read back to the kernel, only to ask for its pages again at the next: half of what a read costs."""
 
 
 def isolated() -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -23,8 +25,10 @@ async def to_the_end(work: Awaitable[T], undo: Callable[[T], Awaitable[object]] 
     task = asyncio.ensure_future(work)
     stopped: asyncio.CancelledError | None = None
     while not task.done():
-        try:
-            await asyncio.wait([task])
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(partial(_wake, ended))
+        try:  # as asyncio.wait does, which takes a fifth of what a thread costs, for each piece of a disk
+            await ended
         except asyncio.CancelledError as error:
             stopped = error
     if stopped is not None:
@@ -35,6 +39,12 @@ async def to_the_end(work: Awaitable[T], undo: Callable[[T], Awaitable[object]] 
     return task.result()
 
 
+def _wake(ended: asyncio.Future[None], _: object) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
 async def in_thread(call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """As asyncio.to_thread, but the thread has ended when this returns or raises, whatever happens."""
-    return await to_the_end(asyncio.to_thread(call, *arguments, **named))
+    inside = partial(copy_context().run, call, *arguments, **named)
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(None, inside))

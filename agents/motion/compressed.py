@@ -2,9 +2,9 @@
 
 Owns the pipeline: clusters are read and compressed in threads, several batches at once and used in their order; the file
 grows, and each part goes out as soon as it is full; the first part, which has the header, goes last. Unlike direct motion's,
-parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part, the one that is being
-filled and one on its way, whatever there is; batches ahead and more parts on their way come from the process's buffers, as the
-part that is being filled does while there is room. Where parts are too large, nothing is compressed.
+parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part, one that is being filled or
+on its way, and one batch, whatever there is; batches ahead and more parts come from the process's buffers while there is room.
+Where parts are too large, nothing is compressed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,27 +41,29 @@ AHEAD = min(8, 2 + (os.cpu_count() or 1))
 ROOM = 2 * BATCH * CLUSTER
 """Bytes of a batch, and of what it is compressed to."""
 PART = 5 << 20
-"""Bytes of a part, unless the store or the object's size asks for more: three are held. No S3 store takes smaller ones."""
+"""Bytes of a part, unless the store or the object's size asks for more: two are held. No S3 store takes smaller ones."""
 LEVEL = 1
 WORTH = CLUSTER - CLUSTER // 8
 """Bytes that a compressed cluster may have; a larger one is written as it is, which is quicker to read."""
-
-_SPARE: deque[bytearray] = deque(maxlen=1)
-"""The buffer of a part that a store has, for whichever transfer needs the next: a new one would cost the kernel more than the
-copy does, and one for each transfer more memory than there is. Kept while a transfer runs."""
 
 Packed = list[tuple[int, memoryview | None, memoryview]]
 """(guest cluster, compressed, raw), all of it in the batch's buffer."""
 
 
+_OWN = threading.local()
+"""Each thread's compressor: a new one for each batch costs the kernel its memory each time."""
+
+
 def _compressor() -> Any:
-    """A compressor of this thread's own. Raises Refused without the package."""
+    """This thread's own compressor. Raises Refused without the package."""
     try:
         import zstandard
     except ImportError:
         raise Refused("this agent cannot compress with zstd", field="compression",
                       remedy="pip install 'storebus[zstd]' on its host, or set STOREBUS_SNAPSHOT_COMPRESSION=none") from None
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+    if not hasattr(_OWN, "compressor"):
+        _OWN.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+    return _OWN.compressor
 
 
 def _pack(first: int, count: int, buffer: memoryview) -> Packed:
@@ -115,8 +118,6 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     except BaseException:
         await leave_nothing(store, upload, key)
         raise
-    finally:
-        _SPARE.clear()
     return ImageRef(store_id=store_id, key=key, format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=file.size,
                     root=root)
 
@@ -128,11 +129,9 @@ class Parts:
         self._upload, self._size, self._progress, self._total = upload, size, progress, total
         self._room = asyncio.Semaphore(workers)
         self._sending: set[asyncio.Task[None]] = set()
-        self._buffer, self._filled = bytearray(size), 0
-        self._counted = 0
-        """Bytes of the process's buffers that the part being filled has: it takes them along when it goes out, and so nobody who
-        needs much of them waits longer than for that."""
-        self._first: tuple[bytearray, int] | None = None
+        self._part: _Part | None = _Part(memoryview(bytearray(size)), lent=False)
+        """The one that is being filled. None: it has no buffer yet."""
+        self._first: _Part | None = None
         self._told = 0
         self.digests: list[str] = []
         self.guest = 0
@@ -145,87 +144,90 @@ class Parts:
         at = 0
         view = memoryview(data)
         while at < len(view):
-            step = min(self._size - self._filled, len(view) - at)
-            self._buffer[self._filled:self._filled + step] = view[at:at + step]
-            self._filled += step
+            if self._part is None:
+                self._part = await self._empty()
+            part = self._part
+            step = min(self._size - part.filled, len(view) - at)
+            part.buffer[part.filled:part.filled + step] = view[at:at + step]
+            part.filled += step
             at += step
-            if self._filled == self._size:
-                await self._seal()
+            if part.filled == self._size:
+                await self._seal(part)
 
-    async def _seal(self) -> None:
+    async def _seal(self, part: _Part) -> None:
         self.digests.append("")
         if self._first is None:
-            self._first = self._buffer, self._filled
-            self._next()
+            self._first, self._part = part, None
             return
         await self._room.acquire()
+        self._look()
+        share, self._told = self.guest - self._told, self.guest
+        task = asyncio.create_task(self._send(len(self.digests), part, share))
+        task.add_done_callback(lambda _: part.let_go())  # of one that is cancelled before it begins, too
+        self._sending.add(task)
+        self._part = None
+
+    def _look(self) -> None:
+        """Raise what a part met."""
         for task in [task for task in self._sending if task.done()]:
             self._sending.discard(task)
             task.result()
-        share, self._told = self.guest - self._told, self.guest
-        took = self._counted or await self._take()
-        part, self._counted = (self._buffer, self._filled), 0
-        task = asyncio.create_task(self._send(len(self.digests), part, share, again=took > 0))
-        task.add_done_callback(lambda _: BUFFERS.give(took))  # one that is cancelled before it begins, too
-        self._sending.add(task)
-        self._next()
 
-    def _next(self) -> None:
-        self._buffer, self._filled = _empty(self._size), 0
-        self._counted = self._size if BUFFERS.try_take(self._size) else 0
+    async def _empty(self) -> _Part:
+        """Room for the next part. While others have all that the process lends, a transfer goes on with a buffer of its own, one
+        part at a time: none may wait for another's."""
+        while (lent := BUFFERS.try_borrow(self._size)) is None:
+            if not self._sending:
+                return _Part(memoryview(bytearray(self._size)), lent=False)
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
+            self._look()
+        return _Part(lent, lent=True)
 
-    def _let_go(self) -> None:
-        BUFFERS.give(self._counted)
-        self._counted = 0
-
-    async def _take(self) -> int:
-        """Room for a part on its way, bytes. While the batches of several transfers have it all, none may wait for another's: one
-        part of each goes out without."""
-        while not BUFFERS.try_take(self._size):
-            busy = [task for task in self._sending if not task.done()]
-            if not busy:
-                return 0
-            await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
-        return self._size
-
-    async def _send(self, number: int, part: tuple[bytearray, int], share: int, *, again: bool = False) -> None:
+    async def _send(self, number: int, part: _Part, share: int) -> None:
         try:
-            view = memoryview(part[0])[:part[1]]
+            view = part.buffer[:part.filled]
             self.digests[number - 1] = digest = await in_thread(lambda: hashlib.sha256(view).hexdigest())
             await self._upload.part(number, view, sha256=digest)
         finally:
             self._room.release()
-        if again:  # not while memory is short
-            _SPARE.append(part[0])
         self.moved += share
         self._progress("write", self.moved, self._total)
 
     async def end(self, header: bytes) -> None:
         """The file is whole: send what is left, and the first part with its header at last."""
-        if self._filled or self._first is None:
-            await self._seal()
-        self._let_go()
+        if self._part is not None:
+            await self._seal(self._part)
         await asyncio.gather(*self._sending)
         self._sending.clear()
         assert self._first is not None
-        self._first[0][:len(header)] = header
+        self._first.buffer[:len(header)] = header
         await self._room.acquire()
         await self._send(1, self._first, self._total - self.moved)
 
     async def stop(self) -> None:
         """Something failed: nothing is sent any more when this returns."""
-        self._let_go()
+        if self._part is not None:
+            self._part.let_go()
         for task in self._sending:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await to_the_end(asyncio.gather(*self._sending, return_exceptions=True))
 
 
-def _empty(size: int) -> bytearray:
-    while _SPARE:
-        if len(spare := _SPARE.pop()) == size:
-            return spare
-    return bytearray(size)
+@dataclass(slots=True)
+class _Part:
+    """Bytes of the file that go out together."""
+
+    buffer: memoryview
+    lent: bool
+    """By the process's buffers; else it is the transfer's own."""
+    filled: int = 0
+
+    def let_go(self) -> None:
+        """Nobody needs its bytes any more."""
+        if self.lent:
+            BUFFERS.give_back(self.buffer)
+        self.lent, self.buffer = False, memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def read(path: Path, tmp_path: Path) -> bytes:
     return (tmp_path / "raw").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["noise", "zeros", "text", "mixed", "sparse", "nothing"])
+@pytest.mark.parametrize("kind", ["noise", "zeros", "text", "half", "mixed", "sparse", "nothing"])
 def test_qemu_reads_back_what_was_written(kind: str, tmp_path: Path, qemu_tools: None, seed: int) -> None:
     dice = random.Random(f"{seed}-{kind}")
     size = (700 << 20) + 512 * 5  # two L2 tables, and a last cluster that is not whole
@@ -53,6 +53,7 @@ def test_qemu_reads_back_what_was_written(kind: str, tmp_path: Path, qemu_tools:
 
     def raw(number: int) -> bytes:
         made = {"noise": lambda: dice.randbytes(CLUSTER), "zeros": lambda: bytes(CLUSTER),
+                "half": lambda: dice.randbytes(dice.randrange(20_000, 50_000)).ljust(CLUSTER, b"\0"),
                 "text": lambda: (b"line %d of a log that says much the same\n" % number * CLUSTER)[:CLUSTER]}
         return made[kind if kind in made else dice.choice(list(made))]()
 
@@ -89,6 +90,46 @@ def test_many_refcount_blocks(tmp_path: Path, qemu_tools: None, monkeypatch: pyt
     check(path)
 
 
+def test_runs_leave_no_gap(tmp_path: Path, seed: int, qemu_tools: None) -> None:
+    """Bytes that do not fill a cluster wait for the next run, unless what comes next must begin at a cluster."""
+    dice = random.Random(seed)
+    halves = [dice.randbytes(CLUSTER // 2 + 999).ljust(CLUSTER, b"\0") for _ in range(200)]
+    path = tmp_path / "disk.qcow2"
+    file = write(path, 200 * CLUSTER, enumerate(halves))
+    check(path)
+    packed = sum(len(zstandard.compress(raw, 1)) for raw in halves)
+    assert file.size <= packed + 6 * CLUSTER, "header, L2, L1, refcounts, their table and the end of the last run"
+    assert read(path, tmp_path) == b"".join(halves)
+
+
+def test_a_refcount_block_comes_between_runs(tmp_path: Path, seed: int, qemu_tools: None) -> None:
+    """The file's 32768th cluster lies in the midst of compressed ones: nothing of a run may wait on the other side of the block."""
+    dice = random.Random(seed)
+    path = tmp_path / "disk.qcow2"
+    first = 32768 - 60
+    file = CompressedFile((first + 300) * CLUSTER)
+    hole = bytes(CLUSTER)
+    halves = [dice.randbytes(CLUSTER // 2 + 999).ljust(CLUSTER, b"\0") for _ in range(300)]
+    with path.open("wb") as out:
+        out.seek(CLUSTER)
+        for number in range(first):
+            for data in file.add(number, None, hole):
+                if bytes(data) == hole:
+                    out.seek(len(data), 1)
+                else:
+                    out.write(data)
+        for number, raw in enumerate(halves):
+            out.writelines(file.add(first + number, zstandard.compress(raw, 1), raw))
+        out.writelines(file.end())
+        assert out.tell() == file.size
+        out.seek(0)
+        out.write(file.header)
+    assert len(file._blocks) == 2
+    check(path)
+    subprocess.run(["qemu-img", "dd", "-f", "qcow2", "-O", "raw", f"bs={CLUSTER}", f"skip={first}", f"if={path}", f"of={tmp_path / 'end'}"], check=True)
+    assert (tmp_path / "end").read_bytes() == b"".join(halves)
+
+
 def test_the_order_is_the_disks(tmp_path: Path) -> None:
     file = CompressedFile(10 * CLUSTER)
     file.add(3, None, bytes(CLUSTER))
@@ -103,4 +144,4 @@ def test_memory_does_not_grow_with_the_disk() -> None:
     file = CompressedFile(16 << 40)
     for number in range(3 * 8192):
         file.add(number, b"x" * 100, b"")
-    assert len(file._run) < qcow2_compressed.RUN and len(file._counts) <= 32768 and len(file._l2) == 8192
+    assert len(file._run) == qcow2_compressed.RUN + CLUSTER and len(file._counts) <= 32768 and len(file._l2) == 8192

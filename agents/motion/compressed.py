@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from agents.buffers import BUFFERS
 from agents.hypervisors.base import BlockDevice
 from agents.image_stores.base import ImageStore, Upload
 from agents.motion.base import Progress
-from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device, write_image
+from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device_then, write_image
 from agents.motion.streamed import WHOLE
 from agents.qcow2 import CLUSTER, Layout
 from agents.qcow2_compressed import RUN, CompressedFile
@@ -251,10 +252,8 @@ async def _pump(device: BlockDevice, layout: Layout, parts: Parts) -> Compressed
 
     async def pack(first: int, count: int, buffer: memoryview) -> Packed:
         there = min(count * CLUSTER, device.size - first * CLUSTER)
-        view = memoryview(buffer)
-        await read_device(device, view[:there], first * CLUSTER)
-        view[there:count * CLUSTER] = bytes(count * CLUSTER - there)
-        return await in_thread(_pack, first, count, buffer)
+        buffer[there:count * CLUSTER] = bytes(count * CLUSTER - there)
+        return await read_device_then(device, buffer[:there], first * CLUSTER, partial(_pack, first, count, buffer))
 
     try:
         await parts.add(bytes(CLUSTER))  # the header's room

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 from uuid import UUID
 
 from agents import leftovers, stall
@@ -35,6 +35,8 @@ from agents.transfer_record import TransferRecord
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, WorkFailed
 from schema.image import ImageFormat, ImageRef, Manifest
+
+T = TypeVar("T")
 
 WORKERS = 6
 PART = 8 << 20
@@ -61,6 +63,9 @@ class FastDevice(Protocol):
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer."""
+
+    async def read_then(self, buffer: memoryview, offset: int, then: Callable[[], T]) -> T:
+        """Fill the buffer, then `then`, which blocks, in the same thread."""
 
 
 def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
@@ -178,6 +183,15 @@ async def read_device(device: BlockDevice, target: memoryview, offset: int) -> N
         await into(target, offset)
     else:
         target[:] = await device.read(offset, len(target))
+
+
+async def read_device_then(device: BlockDevice, target: memoryview, offset: int, then: Callable[[], T]) -> T:
+    """`read_device`, and `then` off the event loop; in the thread that read where the device can."""
+    both = getattr(device, "read_then", None)
+    if both is not None:
+        return cast(T, await both(target, offset, then))
+    await read_device(device, target, offset)
+    return await in_thread(then)
 
 
 def _sha256(data: bytes | bytearray | memoryview) -> str:

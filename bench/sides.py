@@ -10,9 +10,13 @@ import asyncio
 import contextlib
 import io
 import sysconfig
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
@@ -27,6 +31,8 @@ from schema.image import StoreSpec
 from tests.services.swift import SwiftServer
 
 PART, THREADS = 8 << 20, 10
+LARGE = 32 << 20
+"""Bytes of a segment that costs Swift the least."""
 TRANSFER = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=THREADS)
 
 
@@ -52,6 +58,10 @@ class Side(Protocol):
 
     async def download(self, key: str, path: Path) -> None:
         """An object to a file."""
+
+    async def least(self, path: Path) -> float:
+        """Seconds for as many bytes from a sender that does nothing: nothing is read from a disk, hashed, encoded or compared. It is
+        what the server needs for them on this machine, and no client that shares it can be faster."""
 
     async def clean(self) -> None:
         """Delete every object."""
@@ -86,6 +96,21 @@ class S3Side:
 
     async def download(self, key: str, path: Path) -> None:
         await asyncio.to_thread(self.client.download_file, self.bucket, key, str(path), None, None, TRANSFER)
+
+    async def least(self, path: Path) -> float:
+        names = {"Bucket": self.bucket, "Key": "least"}
+
+        def send() -> float:
+            began = time.perf_counter()
+            upload = self.client.create_multipart_upload(**names)["UploadId"]
+            urls = [self.client.generate_presigned_url("upload_part", {**names, "UploadId": upload, "PartNumber": number + 1})
+                    for number in range(path.stat().st_size // PART)]
+            answers = send_file(path, PART, urls, {})
+            self.client.complete_multipart_upload(**names, UploadId=upload, MultipartUpload={"Parts": [
+                {"PartNumber": number + 1, "ETag": answer["ETag"]} for number, answer in enumerate(answers)]})
+            return time.perf_counter() - began
+
+        return await asyncio.to_thread(send)
 
     async def clean(self) -> None:
         def clean() -> None:
@@ -138,6 +163,17 @@ class SwiftSide:
         await command(str(program), "-q", "-A", self.server.url, "-U", self.user, "-K", self.server.key, "download", self.container, key,
                    "-o", str(path))
 
+    async def least(self, path: Path) -> float:
+        def send() -> float:
+            began = time.perf_counter()
+            with contextlib.closing(Connection(self.server.url, self.user, self.server.key, auth_version="1")) as swift:
+                url, token = swift.get_auth()
+                swift.put_container("least")
+            send_file(path, LARGE, [f"{url}/least/{number:016}" for number in range(path.stat().st_size // LARGE)], {"X-Auth-Token": token})
+            return time.perf_counter() - began
+
+        return await asyncio.to_thread(send)
+
     async def clean(self) -> None:
         def clean() -> None:
             with contextlib.closing(Connection(self.server.url, self.user, self.server.key, auth_version="1")) as swift, ThreadPoolExecutor(THREADS) as pool:
@@ -153,6 +189,27 @@ class SwiftSide:
 
     def close(self) -> None:
         self.server.stop()
+
+
+def send_file(path: Path, part: int, urls: Sequence[str], headers: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """PUT each part of a file to its address, four at once, by sendfile; the answers' headers. Raises RuntimeError."""
+    def one(number: int) -> Mapping[str, str]:
+        where = urlsplit(urls[number])
+        server = HTTPConnection(where.netloc)
+        with contextlib.closing(server), path.open("rb") as file:
+            server.putrequest("PUT", f"{where.path}?{where.query}")
+            for name, value in {**headers, "Content-Length": str(part)}.items():
+                server.putheader(name, value)
+            server.endheaders()
+            server.sock.sendfile(file, number * part, part)
+            answer = server.getresponse()
+            answer.read()
+            if answer.status not in (200, 201):
+                raise RuntimeError(f"PUT {where.path}: {answer.status}")
+            return answer.headers
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, range(len(urls))))
 
 
 async def command(*arguments: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +20,7 @@ from uuid import uuid4
 import pytest
 
 from agents.hypervisors.base import BlockDevice, Extent, Hypervisor
+from agents.motion.direct import read_device_then
 from agents.qcow2 import Layout
 from schema.failure import WorkFailed
 from schema.image import ImageFormat
@@ -109,6 +111,25 @@ class HypervisorContract:
             assert await whole(device) == model
         async with hypervisor.open(path) as device:
             assert await whole(device) == model
+
+    async def test_what_reads_may_go_on_with_what_it_read(self, hypervisor: Hypervisor, path: str) -> None:
+        """Off the event loop, with the bytes in place; what fails there is raised, and the device goes on."""
+        content, here = data(3 * MIB), threading.get_ident()
+        await hypervisor.create(path, len(content))
+        async with hypervisor.open(path, writable=True) as device:
+            await device.write(0, content)
+            await device.flush()
+
+            async def one(at: int) -> tuple[bytes, int]:
+                buffer = memoryview(bytearray(MIB))
+                return await read_device_then(device, buffer, at, lambda: (bytes(buffer), threading.get_ident()))
+
+            for at, (found, thread) in zip(range(0, 2 * MIB, 65536), await asyncio.gather(
+                    *(one(at) for at in range(0, 2 * MIB, 65536))), strict=True):
+                assert found == content[at:at + MIB] and thread != here
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.gather(*(read_device_then(device, memoryview(bytearray(512)), 0, lambda: 1 // 0) for _ in range(9)))
+            assert (await one(MIB))[0] == content[MIB:2 * MIB]
 
     async def test_extents_tell_where_data_is(self, hypervisor: Hypervisor, path: str) -> None:
         size = 64 * MIB + 512

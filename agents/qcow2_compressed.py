@@ -64,9 +64,11 @@ class CompressedFile:
     def add(self, guest: int, packed: bytes | memoryview | None, raw: bytes | bytearray | memoryview) -> Chunks:
         """The next cluster that holds data: `guest` is its number, `packed` what it was compressed to (None: not worth it).
 
-        Raises ValueError when it does not come behind the one before."""
+        Raises ValueError when it does not come behind the one before, or is packed to more than a cluster."""
         if not self._last < guest < -(-self.virtual_size // CLUSTER):
             raise ValueError(f"cluster {guest} comes after {self._last}")
+        if packed is not None and len(packed) > CLUSTER:
+            raise ValueError(f"cluster {guest} was packed to {len(packed)} bytes")
         self._last = guest
         out: Chunks = []
         self._begin_run()

@@ -144,10 +144,11 @@ class Site:
 
     @property
     def noise(self) -> Path:
-        """A file of as many bytes as the disk has data, made once."""
+        """A file of as many bytes as the disk has data. The first look makes it: not while a clock runs, as it is on the disk then."""
         path = self.folder / "noise"
         if not path.exists():
             path.write_bytes(random.Random(2).randbytes(PART) * (DATA // PART))
+            os.sync()
         return path
 
     @property
@@ -176,12 +177,13 @@ async def run(side: Side) -> Result:
 
         async def peer_and_least() -> float:
             took = await peer()
-            least.append(await side.least(site.noise))
+            least.append(await side.least(noise))
             await side.clean()
             return took
 
         await ours()  # the server grows its volumes with the first writes
         least: list[float] = []
+        noise = site.noise
         mine, theirs = await interleaved(ours, peer_and_least, ROUNDS)
         bound = statistics.median(least)
         return Result(f"back up 512 MiB of data in a 2 GiB disk to {side.name}", "s", mine, theirs, f"qemu-img convert + {side.upload_name}",

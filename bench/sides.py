@@ -61,7 +61,7 @@ class Side(Protocol):
 
     async def least(self, path: Path) -> float:
         """Seconds for as many bytes from a sender that does nothing: nothing is read from a disk, hashed, encoded or compared. It is
-        what the server needs for them on this machine, and no client that shares it can be faster."""
+        about what the server needs for them on this machine, and so the least for a client that shares it."""
 
     async def clean(self) -> None:
         """Delete every object."""

@@ -64,6 +64,10 @@ class FastDevice(Protocol):
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer."""
 
+
+class ReadsThen(Protocol):
+    """A device whose threads go on with what they read."""
+
     async def read_then(self, buffer: memoryview, offset: int, then: Callable[[], T]) -> T:
         """Fill the buffer, then `then`, which blocks, in the same thread."""
 

@@ -124,6 +124,27 @@ async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, 
     assert BUFFERS.lent == 0
 
 
+async def test_a_transfer_goes_on_while_others_have_all_of_the_memory(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
+    """With buffers of its own, and then one part at a time."""
+    disk, now, most = tmp_path / "disk.qcow2", 0, 0
+    await make_disk(disk, seed)
+
+    async def before(name: str, key: str) -> None:
+        nonlocal now, most
+        if name == "part":
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.01)
+            now -= 1
+
+    store._bucket.before = before
+    async with BUFFERS.room(BUFFERS.total), asyncio.timeout(60):
+        image = await write(disk, store, part=MIB, workers=3)
+    assert image.physical_size > 3 * MIB
+    assert most == 1
+    assert BUFFERS.lent == 0
+
+
 async def test_whoever_needs_all_of_the_memory_has_its_turn_before_a_transfer_ends(store: MemoryImageStore, tmp_path: Path, qemu: None,
                                                                                    seed: int) -> None:
     disk, begun, parts = tmp_path / "disk.qcow2", asyncio.Event(), 0

@@ -136,6 +136,8 @@ def test_the_order_is_the_disks(tmp_path: Path) -> None:
     for wrong in (3, 2, 10, -1):
         with pytest.raises(ValueError, match="comes after"):
             file.add(wrong, None, bytes(CLUSTER))
+    with pytest.raises(ValueError, match="cluster 4 was packed to 65537 bytes"):
+        file.add(4, bytes(CLUSTER + 1), b"")
     with pytest.raises(ValueError, match="has not ended"):
         _ = file.header
 

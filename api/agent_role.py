@@ -18,7 +18,7 @@ from uuid import UUID
 from agents import qemu
 from agents.census import Census
 from agents.grants import Grants, load_or_create_key
-from agents.hypervisors.kvm import lacking
+from agents.hypervisors import lacking
 from agents.machine import MACHINES
 from agents.machine_keeper import MachineKeeper
 from agents.mover import Mover

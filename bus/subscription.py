@@ -27,10 +27,13 @@ from pydantic import ValidationError
 from bus.errors import Conflict, LogBroken, StoreAway
 from bus.event_store import Checkpoint, EventStore, Lease, LogFilter, LogRow, Page
 from bus.patterns import check
+from schema import vocabulary
 from schema.codec import FromTheFuture, UnknownType, decode, newest_version
 from schema.failure import BadParameter
-from schema.message import REGISTRY, Message
+from schema.message import Message
 
+REGISTRY = vocabulary()
+"""Asked for while this is loaded, and not while somebody waits for an event."""
 log = logging.getLogger(__name__)
 
 Start = str | int | datetime

@@ -2,7 +2,8 @@
 
 The stored bytes are hashed, so they are canonical: UTF-8, keys sorted, no spaces, no floats. Reading is lenient:
 unknown fields are ignored, older versions pass through the upcasters; an unknown type or a version from the
-future is an error that says so, and the reader decides (a decider stops, a subscriber skips).
+future is an error that says so, and the reader decides (a decider stops, a subscriber skips). Knows no noun: a name that it does
+not know is looked for once more when the whole vocabulary has been asked for.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ def encode(message: Message) -> bytes:
 
 def newest_version(type: str) -> int:  # noqa: A002 - the wire's own word
     """The newest version of `type` that this process reads; 0 when it knows none."""
+    if (type, 1) not in REGISTRY:
+        import schema  # which is made of this module among others
+
+        schema.vocabulary()
     version = 0
     while (type, version + 1) in REGISTRY:
         version += 1

@@ -37,11 +37,6 @@ LEAKS = 3
 CLUSTER = "cluster_size=65536,lazy_refcounts=off"
 
 
-def lacking() -> list[str]:
-    """Programs and libraries that this host has not, and that disks cannot be read without."""
-    return qemu.installed() + ([] if libnbd.available() else ["libnbd.so.0"])
-
-
 class NbdDevice:
     """See BlockDevice: an export, by several connections."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from api.access import Principal
 from api.listing import Listed, Lists, Special, page_of
 from api.registry import ApiCommand
-from schema import REGISTRY
+from schema import vocabulary
 from schema.failure import BadParameter
 from schema.message import Command
 
@@ -64,7 +64,7 @@ def _late(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def types(lists: Lists, command: ApiCommand, values: Mapping[str, Any], principal: Principal) -> Listed:
-    found = sorted({name for each in REGISTRY.values() if issubclass(each, Command) for name in each.events()})
+    found = sorted({name for each in vocabulary().values() if issubclass(each, Command) for name in each.events()})
     return [{"name": name} for name in found], len(found)
 
 

@@ -12,11 +12,11 @@ from api.answers.extract import extract
 from api.listing import Listed, Lists, Special, page_of
 from api.registry import ApiCommand
 from api.responses.job import command_name, job
-from schema import REGISTRY
+from schema import vocabulary
 from schema.failure import BadParameter
 from schema.message import Command
 
-COMMANDS = tuple(sorted({name for (name, _), each in REGISTRY.items() if issubclass(each, Command)}))
+COMMANDS = tuple(sorted({name for (name, _), each in vocabulary().items() if issubclass(each, Command)}))
 """Wire names of every command."""
 
 

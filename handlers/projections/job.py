@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from handlers.projections.columns import Change, owned
-from schema import REGISTRY, identity, job
+from schema import identity, job, vocabulary
 from schema.ids import derive
 from schema.message import Command
 
 TABLES = ("job",)
+_KNOWN = vocabulary()
 
 
 def event_name(command: str, version: int, body: Mapping[str, Any]) -> str:
     """CloudStack's name of what a command's job does; of a command that nobody knows any more, its wire name in capitals."""
-    known = REGISTRY.get((command, version))
+    known = _KNOWN.get((command, version))
     return known.event(body) if known is not None and issubclass(known, Command) else command.upper().replace("_", ".")
 
 

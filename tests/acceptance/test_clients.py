@@ -71,7 +71,7 @@ class Cloud:
             return ""
         wanted = uuid4()
         define(self.cluster.base / MACHINES, wanted, account=account)
-        for _ in range(300):
+        for _ in range(900):
             found = await self.cluster.call("listVirtualMachines", id=wanted, listall="true")
             if found and found["virtualmachine"][0]["state"] == "Running":
                 return str(wanted)

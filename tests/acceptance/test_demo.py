@@ -27,7 +27,7 @@ async def image(qemu_tools: None, tmp_path_factory: pytest.TempPathFactory) -> P
     return await make_image(tmp_path_factory.mktemp("demo"), random.Random(4).randbytes(40 << 20))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 @pytest.mark.soak(but=("-everything held", "object-bytes 16777216 to"))
 @pytest.mark.parametrize(("what", "named"), [
     ("", "everything held"), ("object", "bytes 16777216 to"), ("event", "position 20"), ("projection", "read.volume"),

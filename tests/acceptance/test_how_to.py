@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.services.forked import program
 from tests.support.up import Up
 from tests.support.web import site
 
@@ -30,9 +31,7 @@ async def run(page: str, up: Up, folder: Path, said: dict[str, str]) -> str:
     for there, here in said.items():
         assert re.search(there, script, re.MULTILINE), there
         script = re.sub(there, here, script, flags=re.MULTILINE)
-    program = folder / "storebus"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m api.cli "$@"\n')
-    program.chmod(0o755)
+    program(folder)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", script, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -45,7 +44,7 @@ async def run(page: str, up: Up, folder: Path, said: dict[str, str]) -> str:
 
 
 @pytest.mark.needs_qemu
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 async def test_from_nothing_to_restored_backups(qemu_tools: None, tmp_path: Path) -> None:
     """A snapshot comes by its schedule, is restored, and its bytes are the disk's."""
     async with site(tmp_path, random.Random(9).randbytes(2 << 20) + bytes(4 << 20)) as web:
@@ -63,7 +62,7 @@ async def test_from_nothing_to_restored_backups(qemu_tools: None, tmp_path: Path
 
 
 @pytest.mark.needs_qemu
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 async def test_tools_of_cloudstack(qemu_tools: None, tmp_path: Path) -> None:
     """The command `cs`, as it is installed: signed, and what it makes is its account's."""
     up = Up(environment={"STOREBUS_IDENTITY": "true"})

@@ -68,7 +68,7 @@ async def test_images_live_and_wait_on_an_nfs_store(mount: Path, tmp_path: Path,
             (mount / "away").rename(mount / SENTINEL)
             assert (await up.end(answer["jobid"]))["jobstatus"] == 1
             await up.done("deleteTemplate", id=template)
-            for _ in range(100):
+            for _ in range(500):
                 if not files():
                     break
                 await asyncio.sleep(0.1)

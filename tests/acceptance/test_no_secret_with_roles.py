@@ -181,7 +181,7 @@ class Scene:
         """The event of this type in a stream, when it is there."""
         connection = await asyncpg.connect(self.cluster.dsn)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while True:
                     found = await connection.fetchval("SELECT payload FROM es.event WHERE stream = $1 AND type = $2", stream, kind)
                     if found is not None:
@@ -246,7 +246,7 @@ class Scene:
         """Why a command was not taken."""
         connection = await asyncpg.connect(self.cluster.dsn)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     for row in await connection.fetch("SELECT reason, headers FROM es.held"):
                         if job in row["headers"]:
@@ -287,7 +287,7 @@ async def test_the_secret_is_nowhere_while_roles_work_on_a_broker(qemu_tools: No
     wrong, careless, word = (f"{kind}-{secrets.token_hex(12)}" for kind in ("CANARY", "CARELESS", "seen"))
     hidden = shapes(s3_server.secret_key) + shapes(wrong)
     async with site(tmp_path, random.Random(9).randbytes(12 << 20)) as web, \
-            running(rabbitmq, postgres_server, s3_server, allow=f"127.0.0.1/32:{web.port}") as cluster, traced(rabbitmq) as messages:
+            running(rabbitmq, postgres_server, s3_server, allow=f"127.0.0.1/32:{web.port}", watched=True) as cluster, traced(rabbitmq) as messages:
         scene = Scene(cluster, web, rabbitmq, postgres_server, word, hidden)
         watch = Watch([process.pid for process in cluster.processes.values()], hidden)
         with watch.watching():

@@ -24,7 +24,7 @@ PROGRAM = os.environ.get("STOREBUS_TEST_SCHEMATHESIS", "")
 
 @pytest.mark.skipif(not PROGRAM and importlib.util.find_spec("schemathesis") is None and not os.environ.get("CI"),
                     reason="needs schemathesis: make setup")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 async def test_nothing_that_is_made_up_is_our_error(tmp_path: Path) -> None:
     up = Up(environment={"STOREBUS_API_LIMIT": "0"})
     try:

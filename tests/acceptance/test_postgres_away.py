@@ -30,7 +30,7 @@ async def test_a_killed_database_is_a_clean_503_and_comes_back(place: Place) -> 
     os.kill(postmaster(place), signal.SIGQUIT)
     seen: dict[int, str] = {}
     async with aiohttp.ClientSession() as http:
-        for _ in range(200):
+        for _ in range(1200):
             async with http.get(f"{place.up.url}/client/api", params={"command": "listVolumes", "response": "json"}) as answer:
                 seen[answer.status] = await answer.text()
             if answer.status == 200 and 503 in seen:

@@ -18,6 +18,8 @@ from agents.qemu import image_options, run
 from api.verify import verify_all
 from tests.acceptance.conftest import Place
 
+WATCHED = True
+
 
 async def path_of(place: Place, volume: str) -> Path:
     found = (await place.up.call("listVolumes", id=volume))["volume"][0]
@@ -56,7 +58,7 @@ async def test_the_whole_lifecycle_is_right_byte_for_byte(place: Place, tmp_path
         fetched.write_bytes(client.get_object(Bucket=place.bucket, Key=key)["Body"].read())
     await run("qemu-img", "check", "-f", "qcow2", str(fetched))
     await run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(frozen), str(fetched))
-    for _ in range(200):
+    for _ in range(1200):
         state = (await place.up.call("listSnapshots", id=second))["snapshot"][0]["state"]
         if state == "BackedUp":
             break
@@ -106,7 +108,7 @@ async def test_progress_follows_the_bytes_and_cancel_stops_them(place: Place) ->
 async def stalled(place: Place, job: str, wanted: int) -> list[int]:
     """Progress seen until it stands at what the source let through (whole parts), and that it stays there."""
     seen: list[int] = []
-    for _ in range(400):
+    for _ in range(2000):
         found = await place.up.call("queryAsyncJobResult", jobid=job)
         assert found["jobstatus"] == 0, found
         assert found["jobprocstatus"] < 100

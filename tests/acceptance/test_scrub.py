@@ -8,8 +8,6 @@ import contextlib
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.manifest import manifest_key
 from tests.acceptance.conftest import Place
+from tests.services.forked import told
 from tests.support.up import Refusal, Up
 
 MIB = 1 << 20
@@ -38,12 +37,16 @@ class Target:
 
     async def scrub(self, *words: str) -> tuple[int, dict[str, Any], str]:
         """`storebus scrub --wait`: (exit status, what it printed, what it said)."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "api.cli", "scrub", self.store, "--wait", "-o", "json", "--data-dir", str(self.up.data), *words,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, json.loads(out) if out else {}, err.decode()
+        status, out, err = await asyncio.to_thread(
+            told, "scrub", self.store, "--wait", "-o", "json", "--data-dir", str(self.up.data), *words, env=os.environ)
+        return status, json.loads(out) if out else {}, err.decode()
+
+    def chain(self, snapshot: str) -> dict[str, Any]:
+        """The first of what `storebus chain` says."""
+        status, out, err = told("chain", snapshot, "--json", "--data-dir", str(self.up.data), env=os.environ)
+        assert status == 0, err.decode()
+        first: dict[str, Any] = json.loads(out)[0]
+        return first
 
     async def copy(self, snapshot: str) -> dict[str, Any]:
         """The snapshot as it is listed."""
@@ -52,7 +55,7 @@ class Target:
 
     async def until(self, snapshot: str, state: str) -> dict[str, Any]:
         """Once its copy has this state: what follows from a scrub is a job of its own."""
-        for _ in range(200):
+        for _ in range(1200):
             found = await self.copy(snapshot)
             if found["datastorestate"] == state:
                 return found
@@ -111,9 +114,7 @@ async def test_a_flipped_byte_is_found_refused_and_when_repaired_forgiven(target
     status, found, said = await target.scrub("--share", "100%")
     assert status == 0 and found["objects"] == found["of"] == 2 and not found["unknown"], (found, said)
 
-    chain = subprocess.run([sys.executable, "-m", "api.cli", "chain", one, "--json", "--data-dir", str(up.data)],
-                           capture_output=True, check=True)
-    key = json.loads(chain.stdout)[0]["key"]
+    key = target.chain(one)["key"]
     original, manifest = target.get(key), json.loads(target.get(manifest_key(key)))
     at = manifest["part_size"] + 12345
     assert len(manifest["parts"]) > 2
@@ -133,9 +134,7 @@ async def test_a_flipped_byte_is_found_refused_and_when_repaired_forgiven(target
         with pytest.raises(Refusal, match=r"quarantined: part 2 of .*storebus scrub"):
             await up.call("createVolume", name="r", snapshotid=snapshot, zoneid=target.zone)
     three, _ = await up.done("createSnapshot", volumeid=volume)
-    assert json.loads(subprocess.run(
-        [sys.executable, "-m", "api.cli", "chain", three, "--json", "--data-dir", str(up.data)], capture_output=True, check=True,
-    ).stdout)[0]["reason"].endswith("is quarantined")
+    assert target.chain(three)["reason"].endswith("is quarantined")
 
     await asyncio.to_thread(target.put, key, original)  # the operator repaired it
     status, found, said = await target.scrub("--share", "1%")
@@ -149,9 +148,7 @@ async def test_a_reader_that_meets_damage_quarantines_it(target: Target) -> None
     up = target.up
     volume, _ = await up.done("createVolume", name="read", size=1)
     one, _ = await up.done("createSnapshot", volumeid=volume)
-    chain = subprocess.run([sys.executable, "-m", "api.cli", "chain", one, "--json", "--data-dir", str(up.data)],
-                           capture_output=True, check=True)
-    key = json.loads(chain.stdout)[0]["key"]
+    key = target.chain(one)["key"]
     body = target.get(key)
     await asyncio.to_thread(target.put, key, body[:-1] + bytes([body[-1] ^ 1]))
     _, job = await up.done("createVolume", name="r", snapshotid=one, zoneid=target.zone)
@@ -184,7 +181,7 @@ async def test_a_store_is_scrubbed_by_itself_and_a_restart_moves_nothing(qemu_to
                 await up.start()
             assert not await _scrubs(up)
             await asyncio.sleep(5)
-        for _ in range(200):
+        for _ in range(300):
             if await _scrubs(up):
                 break
             await asyncio.sleep(0.5)

@@ -46,7 +46,7 @@ async def test_the_url_of_any_link_gives_a_whole_image(chain: Chain) -> None:
         assert await chain.sum(file) == chain.sums[snapshot]
         ended = await up.end((await up.call("revokeExtractUrl", extractid=answer["jobid"]))["jobid"])
         assert ended["jobstatus"] == 1, ended
-        for _ in range(100):
+        for _ in range(500):
             if chain.place.objects() == held:
                 break
             await asyncio.sleep(0.1)

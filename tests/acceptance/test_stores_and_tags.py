@@ -4,8 +4,8 @@ Postgres, real bytes in folders that stand for NFS exports."""
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from agents.image_stores.folder import SENTINEL
+from tests.services.forked import told
 from tests.support.up import Refusal, Up
 from tests.support.web import Site, site
 
@@ -137,7 +138,5 @@ async def test_the_tables_are_their_fold(running: tuple[Up, Site]) -> None:
 
 
 async def verified(up: Up) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api.cli", "verify", "--data-dir", str(up.data), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-    told, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, told.decode()
+    status, out, err = await asyncio.to_thread(told, "verify", "--data-dir", str(up.data), env=os.environ)
+    assert status == 0, (out + err).decode()

@@ -46,7 +46,7 @@ class Scene:
         return inner
 
     async def end(self, person: str, job: str) -> dict[str, Any]:
-        for _ in range(300):
+        for _ in range(900):
             found = await self.ask(person, "queryAsyncJobResult", jobid=job)
             if found["jobstatus"]:
                 return found

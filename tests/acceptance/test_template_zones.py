@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from agents.qemu import run
 from api.demo_s3 import SeaweedFS
 from api.verify import verify_all
 from tests.faults.cluster import Cluster, running
+from tests.services.forked import storebus
 from tests.services.http_files import HttpFiles
 from tests.services.postgres import TestServer
 from tests.services.rabbitmq import RabbitMQ
@@ -42,13 +41,11 @@ class Scene:
             "STOREBUS_AMQP_URL": self.cluster.rabbit.url, "STOREBUS_DATA_DIR": str(self.cluster.base / "data"), "STOREBUS_ZONE": "zone-2",
             "STOREBUS_AGENT_NAME": "far", "STOREBUS_PRIMARY_PATH": str(self.cluster.base / "far-primary")}
         with (self.cluster.base / f"far-{kind}.log").open("ab") as log:
-            self.cluster.processes[f"far-{kind}"] = subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "serve", "agent", "--role", kind], env=environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True)
+            self.cluster.processes[f"far-{kind}"] = storebus("serve", "agent", "--role", kind, env=environment, stdout=log, stderr=log)
 
     async def add(self, zone: str, name: str) -> str:
         """A directory store of a zone, once its agent is there."""
-        for _ in range(100):
+        for _ in range(400):
             try:
                 answer = await self.cluster.call("addImageStore", name=name, provider="folder", url=f"folder://{self.folders[zone]}", zoneid=zone,
                                                  **{"details[0].key": "path", "details[0].value": str(self.folders[zone])})
@@ -66,7 +63,7 @@ class Scene:
 
     async def until_ready(self, template: str) -> None:
         """In both zones."""
-        for _ in range(150):
+        for _ in range(500):
             if await self.rows(template) == {self.here: True, self.other: True}:
                 return
             await asyncio.sleep(0.2)

@@ -64,7 +64,7 @@ async def scene(qemu_tools: None, s3_server: SeaweedFS) -> AsyncIterator[Scene]:
         try:
             await up.start()
             store = ""
-            for _ in range(20):  # the server's first writes into a new bucket may fail
+            for _ in range(100):  # the server's first writes into a new bucket may fail
                 try:
                     store = await up.add_s3(s3_server, bucket, endpoint=proxy.endpoint)
                     break
@@ -171,7 +171,7 @@ async def test_a_template_that_was_prepared_is_there_without_its_store(scene: Sc
     (primary / seed).unlink()  # somebody tidied up
     volumes.append(await volume("with its store", "is not on the primary store"))
     assert len(scene.proxy.requests) > requests
-    for _ in range(200):  # what is not there is forgotten, by a job of its own
+    for _ in range(1200):  # what is not there is forgotten, by a job of its own
         if not await scene.up.table("template_spool_ref"):
             break
         await asyncio.sleep(0.05)
@@ -184,7 +184,7 @@ async def test_a_template_that_was_prepared_is_there_without_its_store(scene: Sc
     assert done["jobstatus"] == 1, done
     for each in volumes:
         await scene.up.call("deleteVolume", id=each)
-    for _ in range(200):
+    for _ in range(1200):
         if not list(primary.iterdir()):
             break
         await asyncio.sleep(0.05)

@@ -68,7 +68,7 @@ async def test_the_life_of_a_volume(place: Place, tmp_path: Path) -> None:
         await place.up.call("deleteImageStore", id=place.store)
     _, ended = await place.up.done("revokeExtractUrl", extractid=shown["extractId"])
     assert ended["jobstatus"] == 1
-    for _ in range(200):  # the copy goes by a job of its own
+    for _ in range(600):  # the copy goes by a job of its own
         if place.objects() == before:
             break
         await asyncio.sleep(0.1)
@@ -118,7 +118,7 @@ async def test_an_upload_from_a_store_and_from_the_web(place: Place, tmp_path: P
     disk = place.up.data / "primary" / (await place.up.call("listVolumes", id=adopted))["volume"][0]["path"]
     img("check", "-f", "qcow2", str(disk))
     img("compare", "-f", "raw", "-F", "qcow2", str(raw), str(disk))
-    for _ in range(200):  # what they had in the store goes by jobs of their own
+    for _ in range(600):  # what they had in the store goes by jobs of their own
         if place.objects() == before | theirs:
             break
         await asyncio.sleep(0.1)

@@ -235,7 +235,7 @@ class HypervisorContract:
         await hypervisor.take_snapshot(path, "t")
         for tag in ("", "t"):
             async with hypervisor.open(path, tag=tag) as device:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     extents = await device.extents()
                 check_extents(extents, TIB)
                 first, last = spans(extents)  # to a cluster at most, finer where the format can

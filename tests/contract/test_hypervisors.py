@@ -153,7 +153,7 @@ class TestKvm(HypervisorContract, ChangeTrackingContract, ResizingContract):
             assert len(victims) == 1, victims
             os.kill(victims[0], signal.SIGKILL)
             with pytest.raises(WorkRetryable, match="block export"):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     for _ in range(1000):
                         await device.read(0, MIB)
         async with hypervisor.open(path, tag=tag) as device:

@@ -132,35 +132,35 @@ async def test_a_timeout_is_unknown_and_stops_the_work(bus: Bus) -> None:
     with pytest.raises(CallTimedOut) as late:
         await bus.call(name, command="sum.sleep", timeout_s=0.4)
     assert not late.value.failure.definite
-    await asyncio.wait_for(calculator.stopped.wait(), 5)
+    await asyncio.wait_for(calculator.stopped.wait(), 60)
 
 
 async def test_cancelling_the_caller_stops_the_work(bus: Bus) -> None:
     name, calculator = service(), Calculator()
     await bus.serve(name, Dispatcher(calculator))
     task = asyncio.create_task(bus.call(name, command="sum.sleep", timeout_s=30))
-    await asyncio.wait_for(calculator.started.wait(), 5)
+    await asyncio.wait_for(calculator.started.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(calculator.stopped.wait(), 5)
+    await asyncio.wait_for(calculator.stopped.wait(), 60)
 
 
 async def test_a_service_that_goes_away_cancels_its_calls(bus: Bus) -> None:
     name, calculator = service(), Calculator()
     server = await bus.serve(name, Dispatcher(calculator))
     task = asyncio.create_task(bus.call(name, command="sum.sleep", timeout_s=30))
-    await asyncio.wait_for(calculator.started.wait(), 5)
+    await asyncio.wait_for(calculator.started.wait(), 60)
     await server.aclose()
     with pytest.raises(CallCancelled):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_one_way(bus: Bus) -> None:
     name, calculator = service(), Calculator()
     await bus.serve(name, Dispatcher(calculator))
     await bus.cast(name, {"a": 1}, command="told.you.so")
-    await asyncio.wait_for(calculator.started.wait(), 5)
+    await asyncio.wait_for(calculator.started.wait(), 60)
     assert calculator.told == [("told.you.so", {"a": 1})]
 
 
@@ -186,7 +186,7 @@ async def test_a_request_that_cannot_be_read_is_answered(bus: Bus, transport: Tr
         bus._calls._waiting[str(body)] = waiting
         await transport.publish(call_address(name), WireMessage(
             headers={PREFIX + "type": "sum.add"}, body=body, reply_to=bus._calls._name, correlation_id=str(body)))
-        message = await asyncio.wait_for(answer, 5)
+        message = await asyncio.wait_for(answer, 60)
         assert message.headers[PREFIX + "sbcall"] == "failed"
         assert json.loads(message.body)["code"] in (430, 431)
         bus._calls._waiting.pop(str(body))

@@ -27,7 +27,7 @@ from bus.transport import (
 )
 from tests.support.transports import LazyRabbit, memory_transport, rabbit_transport
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A whole installation as separate processes on real servers, killed and restarted by tests; and its checkers.
 
-Roles are started exactly as an operator starts them (`python -m api.cli serve ...`). Nothing here reaches into a role: it
+Roles are what an operator starts (`storebus serve ...`), each a process of its own. Nothing here reaches into a role: it
 is driven over HTTP and looked at from outside (database, bucket, folder).
 """
 
@@ -30,12 +30,16 @@ import asyncpg
 from api.demo_s3 import SeaweedFS
 from tests.faults.checker import findings
 from tests.faults.stores import S3Store, Store, adding
+from tests.services.forked import Forked, storebus
 from tests.services.postgres import TestServer, fresh_database
 from tests.services.rabbitmq import RabbitMQ
 
 _ENDED = "SELECT 1 FROM es.event WHERE stream = $1 AND type IN ('job.completed', 'job.failed', 'job.cancelled')"
 ROLES = ("api", "handlers", "log", "storage", "kvm")
-END_S = 90.0
+PATIENCE_S = 180.0
+"""Seconds that a wait for what must come may last: a machine may be slow for minutes, and waiting costs nothing when it is not."""
+END_S = 240.0
+"""The same, for a job that its killers keep from ending."""
 
 
 def free_port() -> int:
@@ -59,8 +63,10 @@ class Cluster:
     allow: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     """Settings of all roles, besides."""
+    watched: bool = False
+    """Somebody reads the roles' environments from outside, so they have to be started with them."""
     port: int = field(default_factory=free_port)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Forked | subprocess.Popen[bytes]] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
     busy_kills: dict[str, int] = field(default_factory=dict)
     foreign: set[str] = field(default_factory=set)
@@ -78,9 +84,7 @@ class Cluster:
             environment["STOREBUS_AGENT_MACHINES"] = str(self.base / "machines")
         serve = ["agent", "--role", role] if role in ("storage", "kvm") else [role]
         with (self.base / f"{role}.log").open("ab") as log:
-            self.processes[role] = subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "serve", *serve], env=environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True)
+            self.processes[role] = storebus("serve", *serve, env=environment, stdout=log, stderr=log, loaded=not self.watched)
 
     def kill(self, role: str) -> None:
         """SIGKILL one role's process; its children die with it by themselves."""
@@ -135,7 +139,7 @@ class Cluster:
 
     async def ready(self) -> None:
         """Wait until every part answers and the agents have announced themselves."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         last: Any = None
         while time.monotonic() < end:
             try:
@@ -161,7 +165,7 @@ class Cluster:
 
     async def persist(self, command: str, **parameters: Any) -> dict[str, Any]:
         """Call until the API answers (it may just be dead). A refusal is raised at once."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return await self.call(command, **parameters)
@@ -202,7 +206,7 @@ class Cluster:
     async def add_store(self, *, endpoint: str = "") -> str:
         """The server as image store, or what stands before it; its id."""
         given = adding(self.store, endpoint or self.store.endpoint)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while True:
             try:
                 added = await self.call("addImageStore", name="objects", **given)
@@ -219,7 +223,7 @@ class Cluster:
         found = await findings(self.dsn, self.base, lambda: asyncio.to_thread(self.objects), self.foreign)
         assert not found, "\n".join(found)
 
-    async def settled(self, timeout_s: float = 60.0) -> None:
+    async def settled(self, timeout_s: float = PATIENCE_S) -> None:
         """The invariants hold within this time: what jobs started may still be under way, and orders that only release."""
         end = time.monotonic() + timeout_s
         while True:
@@ -255,14 +259,14 @@ class Cluster:
 @contextlib.asynccontextmanager
 async def running(rabbit: RabbitMQ, postgres: TestServer, s3: SeaweedFS, *, allow: str = "",
                   environment: dict[str, str] | None = None, port: int | None = None,
-                  store: Store | None = None) -> AsyncIterator[Cluster]:
+                  store: Store | None = None, watched: bool = False) -> AsyncIterator[Cluster]:
     """A fresh installation with all roles running, on a fresh database and a fresh bucket; `store`: what is its image store instead."""
     base = Path(tempfile.mkdtemp(prefix="sb-cluster-"))
     bucket = f"sb{secrets.token_hex(6)}"
     await asyncio.to_thread(s3.create_bucket, bucket)
     await asyncio.to_thread(_warm, s3, bucket)
     cluster = Cluster(rabbit, await fresh_database(postgres), s3, base, store or S3Store(s3, bucket), bucket=bucket, allow=allow,
-                      environment=environment or {}, port=port or free_port())
+                      environment=environment or {}, watched=watched, port=port or free_port())
     try:
         for role in ROLES:
             cluster.start(role)
@@ -288,7 +292,7 @@ def drop_bucket(s3: SeaweedFS, bucket: str) -> None:
 def _warm(s3: SeaweedFS, bucket: str) -> None:
     """The first writes into a new bucket fail while the server grows volumes for it."""
     with contextlib.closing(s3.client()) as client:
-        for _ in range(50):
+        for _ in range(200):
             with contextlib.suppress(Exception):
                 client.put_object(Bucket=bucket, Key="warm", Body=b"x")
                 client.delete_object(Bucket=bucket, Key="warm")

@@ -22,7 +22,7 @@ from api.demo_s3 import SeaweedFS
 from tests.services.s3_proxy import Seen
 from tests.services.swift import SwiftServer
 
-AGAIN_S = 60
+AGAIN_S = 180
 """A killed server answers again within so many seconds."""
 
 

@@ -104,7 +104,7 @@ class Place:
 
     async def until(self, true: Callable[[], Any], what: str) -> Any:
         """Wait until it says yes."""
-        for _ in range(300):
+        for _ in range(900):
             with contextlib.suppress(AssertionError, KeyError):
                 found = true()
                 found = await found if asyncio.iscoroutine(found) else found
@@ -171,7 +171,7 @@ async def place(rabbitmq: Any, postgres_server: Any, s3_server: Any) -> AsyncIte
             end_all(cluster.base)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_attach_detach_and_delete_travel_as_command_order_and_report(place: Place, rabbitmq: Any) -> None:
     """By nothing but the broker: the command to a partition, the order to the agent's queue, its reports to the partition of the
     command's key, the release back; and no role is connected to another."""
@@ -214,7 +214,7 @@ KILLS = [("attachVolume", name) for name in sorted(NAMES) if name.startswith("ag
 KILLS += [("detachVolume", "agent.before_work"), ("detachVolume", "agent.after_work_before_report")]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("command", "point"), KILLS if SOAK else seeded(KILLS, 2, SEED))
 async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command: str) -> None:
     """SIGKILL of the KVM agent at each of its named places: the job ends once, the machine lived on, and it, the agent's list and
@@ -243,7 +243,7 @@ async def test_the_agent_is_killed_on_the_way(place: Place, point: str, command:
 OTHERS = [(command, role) for command in ("attachVolume", "detachVolume") for role in ("api", "handlers", "log", "storage")]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("command", "role"), OTHERS if SOAK else seeded(OTHERS, 2, SEED))
 async def test_another_role_is_killed_on_the_way(place: Place, command: str, role: str) -> None:
     """SIGKILL of any other role while a volume is attached or detached: the job ends once, and everybody says the same."""
@@ -264,7 +264,7 @@ async def test_another_role_is_killed_on_the_way(place: Place, command: str, rol
     await place.at_rest()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_machine_that_dies_and_an_agent_that_is_away_change_nothing_of_what_is_attached(place: Place) -> None:
     """qemu is killed while its agent is, too; a volume attached meanwhile is there when both are back."""
     cluster, first, second = place.cluster, await place.volume(), await place.volume()
@@ -295,7 +295,7 @@ async def _error(cluster: Cluster, command: str, **parameters: Any) -> str:
     return str(refused.value)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_pool_is_opened_and_closed_on_the_agents_host(place: Place) -> None:
     """createStoragePool on a real folder; a volume made there is attached; deleting the pool waits for it."""
     cluster, folder = place.cluster, place.cluster.base / "second"

@@ -55,7 +55,7 @@ def objects(scene: Scene) -> set[str]:
 async def at_rest(scene: Scene) -> None:
     """The invariants hold."""
     cluster = scene.cluster
-    for _ in range(300):
+    for _ in range(900):
         found = await findings(cluster.dsn, cluster.base, lambda: asyncio.to_thread(objects, scene), set())
         if not found:
             return
@@ -80,7 +80,7 @@ async def needed(scene: Scene, command: str) -> tuple[str, dict[str, Any]]:
     return template["id"], {"id": snapshot, "destzoneids": scene.other}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("command", "role"), PAIRS if SOAK else seeded(PAIRS, 2, SEED))
 async def test_killed_while_a_copy_moves(scene: Scene, command: str, role: str) -> None:
     """The copy is there once, in both zones; then it is deleted, and nothing stays in either."""

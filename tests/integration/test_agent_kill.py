@@ -79,7 +79,7 @@ class Agent:
         """Wait until it has ended; how."""
         assert self.process is not None
         assert self._reader is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._reader
         assert self.process.stdin is not None
         self.process.stdin.close()

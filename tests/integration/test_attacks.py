@@ -156,11 +156,11 @@ async def test_the_eyes_see(qemu: None, attacks: dict[str, Attack], aim: Target,
     for name in ("qcow2 data file absolute, raw", "qcow2 backing absolute", "qcow2 backing nbd"):
         disk.write_bytes(attacks[name].body)
         process = await asyncio.create_subprocess_exec("qemu-img", "check", str(disk), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await process.wait()
         process = await asyncio.create_subprocess_exec(
             "qemu-img", "info", "--backing-chain", str(disk), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await process.wait()
         assert aim.touched(), name
 

@@ -148,7 +148,7 @@ async def test_progress_shows_steps_and_bytes(store: EventStore) -> None:
         await store.set_progress(f"{work}.2", canonical({"stage": "write", "bytes": done, "total": 20}))
         await asyncio.sleep(0.08)
     await tell(store, job.id, JobCompleted(job_id=job.id))
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 60)
     assert [each["event"] for each in seen if "event" in each] == ["job.submitted", "job.step_started", "job.completed"]
     assert [each["bytes"] for each in seen if "stage" in each] == [10, 20]
     assert {each["step"] for each in seen if "stage" in each} == {"backup"}
@@ -177,11 +177,11 @@ async def test_events_reach_marked_functions_and_what_they_raise_ends_the_run(st
     job = await bus.publish(CreateSnapshot(volume_id=uuid4()))
     await tell(store, job.id, JobStarted(job_id=job.id, steps=[]), JobCompleted(job_id=job.id))
     with pytest.raises(RuntimeError, match="enough"):
-        await asyncio.wait_for(bus.run(Listener(), group="g", from_="beginning"), 5)
+        await asyncio.wait_for(bus.run(Listener(), group="g", from_="beginning"), 60)
     await bus.aclose()
     assert seen == ["job.started", "job.completed"]
     with pytest.raises(RuntimeError, match="enough"):  # it was not handled, so it comes again
-        await asyncio.wait_for(bus.run(Listener(), group="g", from_="beginning"), 5)
+        await asyncio.wait_for(bus.run(Listener(), group="g", from_="beginning"), 60)
     await bus.aclose()
     assert seen[2:] == ["job.completed"]
 

@@ -22,6 +22,7 @@ from bus.event_store_postgres import PostgresEventStore
 from bus.installation import Installation, write_installation
 from schema.ids import derive
 from tests.integration.conftest import LogServer
+from tests.services.forked import told
 from tests.services.postgres import fresh_database
 from tests.support.system import FakeSystem
 
@@ -54,18 +55,16 @@ class Shell:
 
     environment: dict[str, str]
 
-    async def start(self, *words: str, stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
-        """Begin a run."""
+    async def start(self, *words: str) -> asyncio.subprocess.Process:
+        """Begin a run that is talked with, started as a person starts it."""
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "api.cli", *words, cwd=ROOT, env=self.environment, stdin=stdin,
+            sys.executable, "-m", "api.cli", *words, cwd=ROOT, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
     async def __call__(self, *words: str, typed: str = "") -> Ran:
         """A whole run. `typed`: what comes on its stdin."""
-        process = await self.start(*words, stdin=asyncio.subprocess.PIPE)
-        out, err = await asyncio.wait_for(process.communicate(typed.encode()), 60)
-        assert process.returncode is not None
-        ran = Ran(process.returncode, out.decode(), err.decode())
+        status, out, err = await asyncio.to_thread(told, *words, env=self.environment, typed=typed.encode())
+        ran = Ran(status, out.decode(), err.decode())
         assert "Traceback" not in ran.err, ran.err
         return ran
 
@@ -156,7 +155,7 @@ async def test_plan_says_what_is_missing_where(system: FakeSystem, run: Shell) -
 async def test_call_shows_progress_in_a_pipe_and_fails_with_its_job(system: FakeSystem, run: Shell) -> None:
     process = await run.start("call", "createVolume", "name=v", "size=1", "--wait")
     cloud = system.cloud
-    for _ in range(500):
+    for _ in range(2000):
         await cloud.submissions()
         orders = await cloud.open_orders()
         if orders:
@@ -167,13 +166,13 @@ async def test_call_shows_progress_in_a_pipe_and_fails_with_its_job(system: Fake
     for done in (10, 20):
         await cloud.store.set_progress(order.work_name, b'{"stage":"write","bytes":%d,"total":40}' % done)
         while True:
-            line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+            line = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
             if line.get("progress", {}).get("bytes") == done:
                 break
         assert line["jobprocstatus"] == done * 100 // 40
     await cloud.fail(order)
     await cloud.settle()
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1 and b"it broke" in err
     assert json.loads(out.splitlines()[-1])["jobstatus"] == 2
 
@@ -181,9 +180,9 @@ async def test_call_shows_progress_in_a_pipe_and_fails_with_its_job(system: Fake
 async def test_an_interrupted_wait_names_the_job_that_goes_on(system: FakeSystem, run: Shell) -> None:
     process = await run.start("call", "createVolume", "name=v", "size=1", "--wait")
     assert process.stdout is not None
-    first = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+    first = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
     process.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 130 and f"cancelJob jobid={first['jobid']}".encode() in err
 
 
@@ -257,10 +256,10 @@ async def test_a_subscription_is_live_and_ends_cleanly(installed: tuple[Shell, P
     await asyncio.sleep(1.5)
     published = await run("publish", "createVolume", "name=v", "size=1")
     assert process.stdout is not None
-    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
     assert line["correlation"] == published.out.strip()
     process.send_signal(signal.SIGTERM)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 130 and err == b""
 
 

@@ -101,17 +101,17 @@ async def test_a_lifecycle_in_typed_methods(system: FakeSystem, client: Client) 
         store = await client.add_image_store(name="objects", provider="S3", url="http://s3", details=S3)
         assert store["providername"] == "S3" and "canary-51c" not in str(store)
         template_job = await client.register_template(name="t", url="http://h/x.raw", format="RAW", zoneid="-1")
-        template = await template_job.result(timeout_s=20)
+        template = await template_job.result(timeout_s=60)
         assert template["id"] == template_job.thing_id and template["isready"] is True
         job = await client.create_volume(name="data", size=1)
-        volume = await job.result(timeout_s=20)
+        volume = await job.result(timeout_s=60)
         assert (volume["id"], volume["name"], volume["size"]) == (job.thing_id, "data", 1 << 30)
-        snapshot = await (await client.create_snapshot(volumeid=volume["id"])).result(timeout_s=20)
+        snapshot = await (await client.create_snapshot(volumeid=volume["id"])).result(timeout_s=60)
         assert [each["id"] async for each in client.list_snapshots(volumeid=volume["id"])] == [snapshot["id"]]
         with pytest.raises(BadParameter) as kept:
             await client.delete_image_store(id=store["id"])
         assert kept.value.failure.code == 431
-        assert await (await client.delete_snapshot(id=snapshot["id"])).result(timeout_s=20) == {"success": True}
+        assert await (await client.delete_snapshot(id=snapshot["id"])).result(timeout_s=60) == {"success": True}
         assert await client.delete_volume(id=volume["id"]) == {"success": True}
     assert await client.list_volumes().first() is None and await client.list_volumes().count() == 0
 
@@ -120,7 +120,7 @@ async def test_a_list_pages(system: FakeSystem, client: Client) -> None:
     async with system.working():
         jobs = [await client.create_volume(name=f"v{number}", size=1) for number in range(7)]
         for job in jobs:
-            await job.result(timeout_s=20)
+            await job.result(timeout_s=60)
     listing = client.list_volumes(pagesize=3)
     assert [volume["name"] async for volume in listing] == [f"v{number}" for number in range(7)]
     assert [len((await listing.page(number))[0]) for number in (1, 2, 3, 4)] == [3, 3, 1, 0]
@@ -156,7 +156,7 @@ async def test_a_job_fails_with_its_own_failure_and_a_wait_ends(system: FakeSyst
     await system.cloud.fail((await system.cloud.open_orders())[0])
     await system.cloud.settle()
     with pytest.raises(WorkFailed, match="it broke"):
-        await client.job(job.id).result(timeout_s=20)
+        await client.job(job.id).result(timeout_s=60)
 
 
 @pytest.mark.parametrize("lose", [1, 3])
@@ -166,7 +166,7 @@ async def test_a_lost_answer_is_asked_for_again_and_the_command_happens_once(
     async with system.working():
         job = await client.create_volume(name="once", size=1)
         assert cutting.lost == lose
-        await job.result(timeout_s=20)
+        await job.result(timeout_s=60)
     assert [volume["name"] async for volume in client.list_volumes()] == ["once"]
     cutting.lose, cutting.only, cutting.lost = 1, b"deleteVolume", 0
     async with system.working():
@@ -188,7 +188,7 @@ async def test_a_synchronous_command_that_takes_longer_is_waited_for(system: Fak
     asked = asyncio.create_task(client.add_image_store(name="objects", provider="S3", url="http://s3", details=S3))
     await asyncio.sleep(0.8)  # the API waits 0.3 s
     async with system.working():
-        assert (await asyncio.wait_for(asked, 20))["name"] == "objects"
+        assert (await asyncio.wait_for(asked, 60))["name"] == "objects"
 
 
 async def test_errors_name_their_field(client: Client) -> None:

@@ -30,7 +30,7 @@ async def asked(edge: Edge, command: str, **given: str) -> dict[str, Any]:
 
 
 async def ended(system: FakeSystem, job_id: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await system.job(UUID(job_id)) or {}).get("status") not in ("completed", "failed", "cancelled"):
             await asyncio.sleep(0.01)
 

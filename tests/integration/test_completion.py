@@ -31,7 +31,7 @@ async def volume(tmp_path: Path) -> AsyncIterator[str]:
     async with system.working():
         job = uuid4()
         answer = await Edge(system).call({"command": "createVolume", "name": "database-disk", "size": "1", "customjobid": str(job)})
-        await system.wait_for_end(job, timeout_s=10)
+        await system.wait_for_end(job, timeout_s=60)
     yield answer.body["createvolumeresponse"]["id"]
     await listener.aclose()
 
@@ -117,7 +117,7 @@ async def test_an_api_that_is_away_or_slow_offers_nothing_and_is_not_waited_for(
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     assert await said(f"storebus call deleteVolume --api-url http://127.0.0.1:{port} id=") == {}
-    await asyncio.wait_for(gone.wait(), 10)  # it is never answered, so it was not waited for
+    await asyncio.wait_for(gone.wait(), 60)  # it is never answered, so it was not waited for
     server.close()
 
 

@@ -95,7 +95,7 @@ async def test_an_api_alone(tmp_path: Path) -> None:
         await Edge(system).call({
             "command": "addImageStore", "name": "objects", "provider": "S3", "url": "http://s3", "customjobid": str(job),
             "details.bucket": "b", "details.accesskey": "a", "details.secretkey": "s"})
-        await system.wait_for_end(job, timeout_s=10)
+        await system.wait_for_end(job, timeout_s=60)
     ran = await run("doctor", "--api-url", url)
     rows = {(row["check"], row["of"]): row for row in ran.json}
     assert rows["api", ""]["state"] == "ok" and rows["image stores", "objects"]["state"] == "ok"

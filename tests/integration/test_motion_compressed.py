@@ -159,8 +159,8 @@ async def test_whoever_needs_all_of_the_memory_has_its_turn_before_a_transfer_en
 
     store._bucket.before = before
     transfer = asyncio.create_task(write(disk, store, part=MIB, workers=2))
-    await asyncio.wait_for(begun.wait(), 10)
-    async with asyncio.timeout(10), BUFFERS.room(BUFFERS.total):
+    await asyncio.wait_for(begun.wait(), 60)
+    async with asyncio.timeout(60), BUFFERS.room(BUFFERS.total):
         then = parts
     await transfer
     assert then < parts // 2

@@ -144,7 +144,7 @@ async def test_cancelled_it_stops_and_leaves_nothing(store: ImageStore) -> None:
 
     device.read_into = read  # type: ignore[method-assign] # slower, so that there is a middle
     task = asyncio.create_task(write(device, store, buffers))
-    await asyncio.wait_for(begun.wait(), 30)
+    await asyncio.wait_for(begun.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -143,7 +143,7 @@ async def test_a_wrong_password_is_said_at_once(base: Path) -> None:
     await server.stop()
     server.password_file.write_text("hunter2")
     with pytest.raises(Unavailable, match="password") as refused:
-        await asyncio.wait_for(server.start(), 20)
+        await asyncio.wait_for(server.start(), 60)
     assert "hunter2" not in str(refused.value)
     assert server.pid == 0
 

@@ -176,7 +176,7 @@ async def test_two_schedulers_that_run_have_one_lease_and_deliver_each_time(worl
             due = (await world.state(policy)).due
             assert due is not None
             await world.log.set(due + timedelta(seconds=1), world.owner)
-            for _ in range(200):
+            for _ in range(800):
                 if len(await world.ran()) == number:
                     break
                 await asyncio.sleep(0.05)

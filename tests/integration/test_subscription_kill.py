@@ -62,7 +62,7 @@ async def test_killed_ten_times(log_server: LogServer) -> None:
             assert reader.stdout is not None
             last, budget = 0, chance.randrange(1, 260) if kills < KILLS else TOTAL
             killed = False
-            while line := await asyncio.wait_for(reader.stdout.readline(), 30):
+            while line := await asyncio.wait_for(reader.stdout.readline(), 60):
                 position = int(line)
                 if not last:
                     assert position <= seen + 1, f"an event was missed: {seen} then {position}"

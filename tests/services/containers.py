@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 IMAGES = {"rabbitmq": "rabbitmq:4-management", "postgres": "postgres:18"}
 """As in compose.yaml; a test of the architecture compares."""
-READY_S = 90.0
+READY_S = 180.0
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from pathlib import Path
 
 INSTALL = "apt-get install --no-install-recommends rabbitmq-server"
 BIN = Path("/usr/lib/rabbitmq/bin")
-READY_S = 60.0
+READY_S = 180.0
 
 
 def installed() -> bool:
@@ -106,7 +106,7 @@ class RabbitMQ:
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl."""
         return subprocess.run([str(BIN / "rabbitmqctl"), *arguments], env=self._environment(), check=True,
-                              capture_output=True, text=True, timeout=60).stdout
+                              capture_output=True, text=True, timeout=READY_S).stdout
 
     def stop(self) -> None:
         """End the node, its port mapper and its folder."""

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 INSTALL = "run: scripts/setup test"
 GIVEN = "STOREBUS_TEST_SWIFT_PYTHON"
 """Variable: the interpreter of an environment that has the package `swift`."""
-READY_S = 60.0
+READY_S = 180.0
 SEGMENTS = 32
 """Of the largest manifest: few, so that small tests need manifests of manifests."""
 _TRIES = 3

@@ -55,7 +55,7 @@ class Api:
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """The job once it has ended, polled as CloudStack's clients do."""
-        for _ in range(200):
+        for _ in range(2000):
             found = await self.ok("queryAsyncJobResult", jobid=job_id)
             if found["jobstatus"] != 0:
                 return found

@@ -211,10 +211,10 @@ class HttpRig(Rig):
 
     ON = "real"
     proxy: S3Proxy
-    SILENCE_S = 0.25
+    SILENCE_S = 0.5
 
-    def __init__(self, store: ImageStore, clear: ImageStore, spec: StoreSpec, proxy: S3Proxy, secret: str) -> None:
-        self.store, self.clear, self.proxy = store, clear, proxy
+    def __init__(self, patient: ImageStore, hasty: ImageStore, clear: ImageStore, spec: StoreSpec, proxy: S3Proxy, secret: str) -> None:
+        self.store, self.patient, self.hasty, self.clear, self.proxy = patient, patient, hasty, clear, proxy
         self.store_name, self.prefix, self.secrets = spec.name, spec.prefix, (secret,)
         self._taken = 0
         self._waking: asyncio.TimerHandle | None = None
@@ -239,6 +239,9 @@ class HttpRig(Rig):
         if fault is Fault.WRONG_SUM:
             return operation in (Operation.PUT, Operation.PART)
         return fault in (Fault.INTERNAL, Fault.SLOW_DOWN, Fault.RESET, Fault.PARTIAL_LIST, Fault.HANG)
+
+    def expect(self, fault: Fault) -> None:
+        self.store = self.hasty if fault is Fault.HANG else self.patient
 
     def match(self, operation: Operation) -> Callable[[Seen], bool]:
         """The requests that the fault meets."""
@@ -307,8 +310,8 @@ class HttpRig(Rig):
         return self.proxy.failed + self.proxy.cuts + self.proxy.altered + self._taken
 
     async def aclose(self) -> None:
-        await self.store.aclose()
-        await self.clear.aclose()
+        for one in (self.patient, self.hasty, self.clear):
+            await one.aclose()
         await self.proxy.stop()
 
 
@@ -316,7 +319,8 @@ def _flipped(head: bytes, body: bytes) -> tuple[bytes, bytes]:
     return head, bytes([body[0] ^ 1]) + body[1:]
 
 
-FAST = {"sockettimeout": "250", "connectiontimeout": "500", "maxerrorretry": "1"}
+PATIENT = {"sockettimeout": "8000", "connectiontimeout": "8000", "maxerrorretry": "1"}
+HASTY = {"sockettimeout": str(int(1000 * HttpRig.SILENCE_S)), "connectiontimeout": "500", "maxerrorretry": "1"}
 
 
 class S3Rig(HttpRig):
@@ -330,12 +334,13 @@ class S3Rig(HttpRig):
     async def open(cls, server: SeaweedFS) -> S3Rig:
         """On the shared server."""
         proxy = await S3Proxy(server.endpoint).start()
-        spec = s3_spec(server, endpoint=proxy.endpoint, **FAST).model_copy(update={"name": "the-s3-store"})
+        spec = s3_spec(server, endpoint=proxy.endpoint, **PATIENT).model_copy(update={"name": "the-s3-store"})
         secrets = {"secretkey": server.secret_key}
-        store = await S3ImageStore.open(spec, secrets)
+        patient = await S3ImageStore.open(spec, secrets)
+        hasty = await S3ImageStore.open(spec.model_copy(update={"details": spec.details | HASTY}), secrets)
         clear = await S3ImageStore.open(s3_spec(server, prefix=spec.prefix), secrets)
-        rig = cls(store, clear, spec, proxy, server.secret_key)
-        for one in (store, clear):  # it learns what this store checks
+        rig = cls(patient, hasty, clear, spec, proxy, server.secret_key)
+        for one in (patient, hasty, clear):  # it learns what this store checks
             await (await one.begin(f"{spec.prefix}/first", part_size=one.limits.min_part)).abort()
         return rig
 
@@ -382,13 +387,14 @@ class SwiftRig(HttpRig):
     async def open(cls, server: SwiftServer) -> SwiftRig:
         """On the shared server."""
         proxy = await S3Proxy(server.endpoint).start()
-        spec = swift_spec(server, url=f"{proxy.endpoint}/auth/v1.0", **FAST).model_copy(update={"name": "the-swift-store"})
+        spec = swift_spec(server, url=f"{proxy.endpoint}/auth/v1.0", **PATIENT).model_copy(update={"name": "the-swift-store"})
         secrets = {"key": server.key}
-        store = await SwiftImageStore.open(spec, secrets)
+        patient = await SwiftImageStore.open(spec, secrets)
+        hasty = await SwiftImageStore.open(spec.model_copy(update={"details": spec.details | HASTY}), secrets)
         clear = await SwiftImageStore.open(swift_spec(server, prefix=spec.prefix), secrets)
         for container in (clear.container, clear.segments):
             await clear._make(container, "")
-        rig = cls(store, clear, spec, proxy, f"X-Auth-Key: {server.key}")
+        rig = cls(patient, hasty, clear, spec, proxy, f"X-Auth-Key: {server.key}")
         rig.server = server
         return rig
 

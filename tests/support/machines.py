@@ -63,7 +63,7 @@ def pid(machine: Machine) -> int:
 async def killed(machine: Machine) -> None:
     """SIGKILL its qemu, and wait until nobody answers."""
     os.kill(pid(machine), signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await machine.running():
             await asyncio.sleep(0.02)
 

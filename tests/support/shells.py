@@ -10,10 +10,11 @@ import select
 import shutil
 import struct
 import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
+
+from tests.services.forked import program
 
 ROOT = Path(__file__).parents[2]
 START = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"]}
@@ -25,9 +26,7 @@ _ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b\[[0-9;?=>]*[A-Za-z@]|\x1b[=>()][
 
 def surroundings(folder: Path, more: dict[str, str]) -> dict[str, str]:
     """An environment in which `storebus` is a program."""
-    program = folder / "storebus"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m api.cli "$@"\n')
-    program.chmod(0o755)
+    program(folder)
     return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(ROOT), "TERM": "dumb", **more}
 
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -23,6 +22,10 @@ from api.demo_s3 import SeaweedFS
 from api.first_keys import read_keys
 from api.signature import sign
 from bus.installation import read_installation
+from tests.services.forked import Forked, storebus
+
+START_S, END_S = 180.0, 180.0
+"""Seconds that a start and a job may take: a machine may be slow for minutes, and waiting costs nothing when it is not."""
 
 
 class Refusal(Exception):
@@ -39,7 +42,9 @@ class Up:
 
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sb-up-")))
     environment: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    watched: bool = False
+    """Somebody reads its environment from outside, so it has to be started with it."""
+    process: Forked | subprocess.Popen[bytes] | None = None
     url: str = ""
 
     @property
@@ -58,10 +63,9 @@ class Up:
         (self.data / "installation.json").unlink(missing_ok=True)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("STOREBUS_")}
         with (self.base / "up.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "up", "--data-dir", str(self.data), "--api-port", "0"],
-                env=clean | self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-        end = time.monotonic() + 40
+            self.process = storebus("up", "--data-dir", str(self.data), "--api-port", "0", env=clean | self.environment, stdout=log,
+                                    stderr=log, loaded=not self.watched)
+        end = time.monotonic() + START_S
         while time.monotonic() < end:
             assert self.process.poll() is None, self.log()
             with contextlib.suppress(Exception):
@@ -111,7 +115,7 @@ class Up:
         finally:
             await connection.close()
 
-    async def end(self, job: str, timeout_s: float = 60) -> dict[str, Any]:
+    async def end(self, job: str, timeout_s: float = END_S) -> dict[str, Any]:
         """The ended job."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:

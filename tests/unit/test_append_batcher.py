@@ -117,7 +117,7 @@ async def test_a_stop_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(append_batcher, "MAX_WAITING", 1)
     with pytest.raises(StoreAway, match="waiting already"):
         await batcher.append(request("b"))
-    await asyncio.wait_for(batcher.stop(), 5)
+    await asyncio.wait_for(batcher.stop(), 60)
     with pytest.raises(AppendUnknown):
         await sent
     with pytest.raises(StoreAway):

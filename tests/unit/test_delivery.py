@@ -25,7 +25,7 @@ from schema.message import Order
 from schema.volume import CreateVolume
 from tests.support.cloud import Cloud, result_of
 
-WAIT_S = 8.0
+WAIT_S = 60.0
 
 
 async def until(happened: object) -> None:

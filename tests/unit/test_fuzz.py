@@ -48,7 +48,7 @@ def slow(data: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize(("call", "words"), [(lambda data: {}[data], "KeyError"), (slow, "more than"), (lambda data: b"x" * (100 << 20), "memory")],
+@pytest.mark.parametrize(("call", "words"), [(lambda data: {}[data], "KeyError"), (slow, "more than"), (lambda data: b"x" * (256 << 20), "memory")],
                          ids=["undeclared", "slow", "large"])
 def test_the_judge_sees(monkeypatch: pytest.MonkeyPatch, call: Callable[[bytes], Any], words: str) -> None:
     monkeypatch.setitem(TARGETS, "planted", Target(call, (ValueError,), [b"123456789"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import select
 from functools import cache
 
 from agents.hypervisors.base import Extent
@@ -46,7 +47,7 @@ def _library() -> ctypes.CDLL:
         ("nbd_get_errno", i32, []),
         ("nbd_set_pread_initialize", i32, [handle, ctypes.c_bool]),
         ("nbd_set_export_name", i32, [handle, text]), ("nbd_add_meta_context", i32, [handle, text]),
-        ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]),
+        ("nbd_connect_unix", i32, [handle, text]), ("nbd_get_size", ctypes.c_int64, [handle]), ("nbd_aio_get_fd", i32, [handle]),
         ("nbd_can_multi_conn", i32, [handle]), ("nbd_can_zero", i32, [handle]),
         ("nbd_can_meta_context", i32, [handle, text]),
         ("nbd_pread", i32, [handle, ctypes.c_void_p, size, u64, u32]),
@@ -128,6 +129,13 @@ class Connection:
         for at in range(0, len(buffer), MAX_REQUEST):
             length = min(MAX_REQUEST, len(buffer) - at)
             self._ok(self._lib.nbd_pread(self._open, start + at, length, offset + at, 0), "read")
+
+    def prove_there(self) -> None:
+        """The server is at the other end still: what was true while it is, was true until now. Raises WorkRetryable."""
+        watch = select.poll()
+        watch.register(self._lib.nbd_aio_get_fd(self._open), select.POLLIN)
+        if watch.poll(0):  # nothing is awaited: it can only be the end
+            raise WorkRetryable("block export: read: the server has ended")
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write; durable after `flush`."""

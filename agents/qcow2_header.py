@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import struct
 
-from agents.qcow2_whole import L1_MAX, REFCOUNTS_MAX, SNAPSHOTS
+from agents.qcow2_whole import HEADER, L1_MAX, REFCOUNTS_MAX, SNAPSHOTS
 from schema.failure import BadParameter
 
 FRONT = 64 << 10
 """Bytes of the file's beginning that the checks are given. Header and extensions of an honest file have less."""
 BITMAPS, DIRECTORY_MAX = 32, 1 << 20
 """Dirty bitmaps inside an image from elsewhere that are taken, and bytes of their directory."""
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-"""magic, version, backing offset and length, cluster bits, size, encryption, L1 size, L1 offset, refcount table's offset and
-clusters, snapshots and where."""
 _EXTENSION, _BITMAPS = struct.Struct(">II"), struct.Struct(">IIQQ")
 _DATA_FILE, _CRYPTO, _DIRTY = 0x44415441, 0x0537BE77, 0x23852875
 _CORRUPT = 2
@@ -28,9 +25,9 @@ _V2, _V3 = 72, 104
 
 def prove_sound(front: bytes) -> None:
     """Raises BadParameter naming the field that is wrong. `front`: the file's first FRONT bytes, or all of it."""
-    if len(front) < _HEADER.size:
+    if len(front) < HEADER.size:
         raise _bad("it ends within its header")
-    _, version, _, _, bits, size, crypt, l1_size, l1_at, counts_at, counts, snapshots, snapshots_at = _HEADER.unpack_from(front)
+    _, version, _, _, bits, size, crypt, l1_size, l1_at, counts_at, counts, snapshots, snapshots_at = HEADER.unpack_from(front)
     features = int.from_bytes(front[72:80], "big") if version >= 3 else 0
     order = int.from_bytes(front[96:100], "big") if version >= 3 else 4
     length = int.from_bytes(front[100:104], "big") if version >= 3 else _V2
@@ -95,7 +92,7 @@ def _bitmaps(body: bytes) -> None:
 
 def prove_tables_came(front: bytes, size: int) -> None:
     """The tables that the header points at lie within the file's `size` bytes. Raises BadParameter."""
-    _, _, _, _, bits, _, _, l1_size, l1_at, counts_at, counts, _, _ = _HEADER.unpack_from(front)
+    _, _, _, _, bits, _, _, l1_size, l1_at, counts_at, counts, _, _ = HEADER.unpack_from(front)
     end = max(l1_at + 8 * l1_size, counts_at + (counts << bits))
     if end > size:
         raise BadParameter(f"the image is truncated: its tables end at byte {end}, and {size} bytes came",

@@ -39,8 +39,12 @@ BLOCK = 0xFFFFFFFFFFFFFE00
 COMPRESSED, ZERO = 1 << 62, 1
 RATIO, SMALL = 200, 64 << 20
 """A disk that reads as more than RATIO times its file, and as more than SMALL bytes, is a bomb: whoever copies it writes that."""
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-_SNAPSHOT = struct.Struct(">QIHHIIQII")
+HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
+"""magic, version, backing offset and length, cluster bits, size, encryption, L1 size, L1 offset, refcount table's offset and
+clusters, snapshots and where."""
+SNAPSHOT = struct.Struct(">QIHHIIQII")
+"""L1 offset and entries, bytes of id and of name, time (three), bytes of the machine's state and of what is more; then that, id
+and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,9 @@ class _Walk:
 
     async def run(self) -> None:
         """All of it."""
-        head = await self._bytes(0, _HEADER.size)
+        head = await self._bytes(0, HEADER.size)
         (_, self.version, _, _, self.bits, virtual_size, _, l1_size, l1_at, refcounts_at, refcounts, snapshots,
-         snapshots_at) = _HEADER.unpack(head)
+         snapshots_at) = HEADER.unpack(head)
         self.cluster = 1 << self.bits
         if refcounts << self.bits > REFCOUNTS_MAX:
             raise self._bad(f"its refcount table has {refcounts} clusters")
@@ -98,7 +102,7 @@ class _Walk:
         """A table of eight-byte numbers in windows: (number of the first, numbers)."""
         self._inside(at, length, what)
         for start in range(0, length, PIECE):
-            yield start // 8, _numbers(await self._bytes(at + start, min(PIECE, length - start)))
+            yield start // 8, numbers(await self._bytes(at + start, min(PIECE, length - start)))
 
     def _blocks(self, base: int, table: array[int]) -> None:
         for number, entry in enumerate(table, base):
@@ -120,14 +124,14 @@ class _Walk:
         body = await self.read(at, SNAPSHOTS_MAX)
         place = 0
         for number in range(count):
-            self._inside(at, place + _SNAPSHOT.size, f"snapshot {number + 1}")
-            if len(body) < place + _SNAPSHOT.size:
+            self._inside(at, place + SNAPSHOT.size, f"snapshot {number + 1}")
+            if len(body) < place + SNAPSHOT.size:
                 raise self._bad(f"its snapshots have more than {SNAPSHOTS_MAX} bytes")
-            l1_at, l1_size, id_size, name_size, _, _, _, _, extra = _SNAPSHOT.unpack_from(body, place)
-            more = body[place + _SNAPSHOT.size:place + _SNAPSHOT.size + min(extra, 16)]
+            l1_at, l1_size, id_size, name_size, _, _, _, _, extra = SNAPSHOT.unpack_from(body, place)
+            more = body[place + SNAPSHOT.size:place + SNAPSHOT.size + min(extra, 16)]
             virtual_size = int.from_bytes(more[8:16], "big") if len(more) == 16 else size
             found.append(_Disk(l1_at, l1_size, virtual_size))
-            place += _SNAPSHOT.size + extra + id_size + name_size
+            place += SNAPSHOT.size + extra + id_size + name_size
             self._inside(at, place, f"snapshot {number + 1}")
             place = -(-place // 8) * 8
         return found
@@ -165,9 +169,9 @@ class _Walk:
 
     def _data(self, base: int, body: bytes, tables: list[tuple[int, int, int]]) -> None:
         for at, needed, uses in tables:
-            numbers = _numbers(body[at - base:at - base + self.cluster])
-            empty = numbers.count(0)
-            for index, entry in enumerate(numbers):
+            entries = numbers(body[at - base:at - base + self.cluster])
+            empty = entries.count(0)
+            for index, entry in enumerate(entries):
                 if entry & COMPRESSED:
                     self._compressed(entry)
                 elif entry & OFFSET and not (entry & ZERO and self.version >= 3):
@@ -179,7 +183,7 @@ class _Walk:
 
                 elif entry:
                     empty += 1
-            self._bomb(min((len(numbers) - empty) << self.bits, max(needed, 0)) * uses)
+            self._bomb(min((len(entries) - empty) << self.bits, max(needed, 0)) * uses)
 
     def _bomb(self, more: int) -> None:
         """Tables that are named often and clusters that hold next to nothing make a small file a huge disk."""
@@ -195,8 +199,9 @@ class _Walk:
         self._inside(place // 512 * 512, sectors * 512, "a compressed cluster")
 
 
-def _numbers(body: bytes) -> array[int]:
-    numbers = array("Q", body[:len(body) // 8 * 8])
+def numbers(body: bytes) -> array[int]:
+    """A table's entries; what is behind the last whole one is left out."""
+    found = array("Q", body[:len(body) // 8 * 8])
     if sys.byteorder == "little":
-        numbers.byteswap()
-    return numbers
+        found.byteswap()
+    return found

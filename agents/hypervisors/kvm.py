@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 from agents import libnbd, qemu
 from agents.gate import prove_disk
 from agents.hypervisors.base import GRANULARITY, TAG, Extent, Untracked
+from agents.hypervisors.clusters import Clusters
 from agents.hypervisors.unused import prove_unused
 from agents.primary_stores.base import explain
 from agents.primary_stores.block_device import size_of
@@ -38,20 +39,20 @@ CLUSTER = "cluster_size=65536,lazy_refcounts=off"
 
 
 class NbdDevice:
-    """See BlockDevice: an export, by several connections."""
+    """See BlockDevice: an export, by several connections. What of a snapshot is plain in its file is read from there."""
 
-    def __init__(self, connections: list[libnbd.Connection]) -> None:
+    def __init__(self, connections: list[libnbd.Connection], clusters: Clusters | None = None) -> None:
         self.size = connections[0].size
-        self._all = connections
+        self._all, self._clusters = connections, clusters
         self._free: asyncio.Queue[libnbd.Connection] = asyncio.Queue()
         for connection in connections:
             self._free.put_nowait(connection)
         self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix="nbd")
 
     @classmethod
-    async def connect(cls, socket: str, count: int) -> NbdDevice:
+    async def connect(cls, socket: str, count: int, clusters: Clusters | None = None) -> NbdDevice:
         """Open `count` connections, or one where the server does not promise that several agree."""
-        return cls(await to_the_end(asyncio.to_thread(_connect, socket, count), undo=_close))
+        return cls(await to_the_end(asyncio.to_thread(_connect, socket, count), undo=_close), clusters)
 
     @contextlib.asynccontextmanager
     async def _one(self) -> AsyncIterator[libnbd.Connection]:
@@ -79,16 +80,23 @@ class NbdDevice:
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer of the caller's: no copy."""
         async with self._one() as connection:
-            await self._thread(connection.read_into, buffer, offset)
+            await self._thread(self._read, connection, buffer, offset)
 
     async def read_then(self, buffer: memoryview, offset: int, then: Callable[[], T]) -> T:
         """Fill the buffer, and call `then` in the same thread: one hop is cheaper than two, and its cache has the bytes."""
         def both(connection: libnbd.Connection) -> T:
-            connection.read_into(buffer, offset)
+            self._read(connection, buffer, offset)
             return then()
 
         async with self._one() as connection:
             return await self._thread(both, connection)
+
+    def _read(self, connection: libnbd.Connection, buffer: memoryview, offset: int) -> None:
+        if self._clusters is None or offset + len(buffer) > self.size:
+            connection.read_into(buffer, offset)
+        else:
+            self._clusters.read_into(buffer, offset, connection.read_into)
+            connection.prove_there()  # else nobody has locked the file, and it may be another's data
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See BlockDevice."""
@@ -109,6 +117,8 @@ class NbdDevice:
         """Disconnect. No call is running any more: each was waited for."""
         await _close(self._all)
         self._threads.shutdown(wait=False)
+        if self._clusters is not None:
+            self._clusters.close()
 
 
 def _connect(socket: str, count: int) -> list[libnbd.Connection]:
@@ -174,7 +184,8 @@ class KvmHypervisor:
         how = (qemu.snapshot(path, tag, connections=CONNECTIONS) if tag else
                qemu.daemon(path, str(format), writable=writable, connections=CONNECTIONS))
         async with qemu.export(how) as export:
-            device = await NbdDevice.connect(export.socket, CONNECTIONS)
+            clusters = await in_thread(Clusters.of, path, tag) if tag else None  # from now on the file is locked
+            device = await NbdDevice.connect(export.socket, CONNECTIONS, clusters)
             try:
                 yield device
             finally:

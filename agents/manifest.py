@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
-from agents.image_stores.base import ImageStore
+from agents.image_stores.base import ImageStore, ObjectInfo
 from schema.failure import Damage, Damaged, WorkFailed
 from schema.image import Manifest
 
@@ -92,13 +92,14 @@ def check(manifest: Manifest) -> None:
                                          f"{manifest.physical_size}")
 
 
-async def write_manifest(store: ImageStore, manifest: Manifest) -> None:
-    """Put the manifest beside its complete object: the last act of writing one.
+async def write_manifest(store: ImageStore, manifest: Manifest, *, made: ObjectInfo | None = None) -> None:
+    """Put the manifest beside its complete object: the last act of writing one. `made`: what the store answered when it completed
+    the object just now; else it is looked at.
 
     Raises WorkFailed when the object is not there in the size that the manifest states, and what `put` raises.
     """
     check(manifest)
-    info = await store.stat(manifest.key)
+    info = made or await store.stat(manifest.key)
     if info is None or info.size != manifest.physical_size:
         found = "is absent" if info is None else f"has {info.size} bytes"
         raise WorkFailed(f"the object {manifest.key} {found}, its manifest would say {manifest.physical_size} bytes",

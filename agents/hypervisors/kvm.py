@@ -121,6 +121,14 @@ class NbdDevice:
             self._clusters.close()
 
 
+def _holds(path: str, tag: str) -> bool:
+    """The snapshot is seen in the file, which costs less than to start a program. False: it is not, or nothing can be seen."""
+    clusters = Clusters.of(path, tag)
+    if clusters is not None:
+        clusters.close()
+    return clusters is not None
+
+
 def _connect(socket: str, count: int) -> list[libnbd.Connection]:
     made = [libnbd.Connection(socket)]
     try:
@@ -179,7 +187,7 @@ class KvmHypervisor:
             raise WorkFailed("a snapshot cannot be written")
         if not await asyncio.to_thread(os.path.exists, path):
             raise WorkFailed(f"the disk {Path(path).name} is not there")
-        if tag and tag not in await self.snapshots(path):
+        if tag and not await in_thread(_holds, path, tag) and tag not in await self.snapshots(path):
             raise WorkFailed(f"the disk has no snapshot {tag}")
         how = (qemu.snapshot(path, tag, connections=CONNECTIONS) if tag else
                qemu.daemon(path, str(format), writable=writable, connections=CONNECTIONS))

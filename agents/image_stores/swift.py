@@ -170,7 +170,7 @@ class SwiftImageStore:
 
     async def put(self, key: str, body: bytes) -> None:
         """One PUT with its MD5; the segments of an object that it replaces go."""
-        before = await self.look(key)
+        before = await self._segment(self.container, key)
         await self.client.ask(f"write {key}", lambda line, grant: put_bytes(line, grant, self.container, key, body), changes=True)
         if before is not None and before.get(MADE_BY):
             await self.sweep(segments_of(key, before[MADE_BY]))
@@ -180,9 +180,11 @@ class SwiftImageStore:
         limits = self.limits
         if not limits.min_part <= part_size <= limits.max_part:
             raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
-        seen = await self.look(key)
-        live = seen.get(MADE_BY, "") if seen is not None else ""
-        await self.sweep(segments_of(key), keep=segments_of(key, live) if live else "")
+        await self._need_container()
+        if [name async for name, _, _ in self.names(self.segments, segments_of(key))]:
+            seen = await self.look(key)
+            live = seen.get(MADE_BY, "") if seen is not None else ""
+            await self.sweep(segments_of(key), keep=segments_of(key, live) if live else "")
         upload = SwiftUpload(self, key, uuid4().hex, part_size)
         await upload.begin()
         return upload

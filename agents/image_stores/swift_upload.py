@@ -12,12 +12,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from swiftclient.client import put_object
 from swiftclient.exceptions import ClientException
 
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo, PartSource
+from agents.image_stores.several import each
 from agents.image_stores.swift_client import Grant, Line, StreamedBody
 from agents.image_stores.trouble import Damaged, at, unconfirmed
 from schema.failure import Failed, Unknown, WorkFailed
@@ -141,8 +143,10 @@ class SwiftUpload:
         self._done = ObjectInfo(key=self._key, size=size)
         try:
             used = {entry["path"].rpartition("/")[2] for entry in named}
-            await self._store.remove_segments(self._base + name for name in sorted(self._tried - used))
-            await self._store.sweep(segments_of(self._key), keep=self._base)
+            mine = [self._base + name for name in sorted(self._tried - used)]
+            others = segments_of(self._key)
+            await each((partial(self._store.remove_segments, mine), partial(self._store.sweep, others, keep=self._base)),
+                       lambda clean: clean(), width=2)
         except Failed as error:  # the object is whole: what another one left is listed as unfinished until it goes
             log.warning("what the predecessor of %s left could not be removed: %s", self._key, error)
         return self._done

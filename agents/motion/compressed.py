@@ -110,12 +110,12 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
         progress("write", 0, layout.data_clusters * CLUSTER)  # from here on bytes should move
         file = await _pump(device, layout, parts)
         progress("verify", parts.moved, parts.moved)
-        await upload.complete(file.size)
+        made = await upload.complete(file.size)
         root = manifests.root_of(parts.digests)
         await manifests.write_manifest(store, Manifest(
             installation=installation, kind=kind, thing_id=thing_id, job_id=job_id, work=work, key=key,
             format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=file.size, part_size=size, parts=parts.digests,
-            root=root, created=datetime.now(UTC).isoformat()))
+            root=root, created=datetime.now(UTC).isoformat()), made=made)
     except BaseException:
         await leave_nothing(store, upload, key)
         raise

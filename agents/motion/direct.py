@@ -30,7 +30,7 @@ from agents.motion.parallel import parallel
 from agents.motion.resuming import found, identity
 from agents.motion.streamed import WHOLE, StreamedPart
 from agents.primary_stores.base import explain
-from agents.qcow2 import Layout
+from agents.qcow2 import Layout, Piece
 from agents.transfer_record import TransferRecord
 from agents.uninterrupted import in_thread, to_the_end
 from schema.failure import Failed, WorkFailed
@@ -125,8 +125,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         else:
             async with buffers.buffer(size) as buffer:
                 view = memoryview(buffer)[:length]
-                await _fill(device, layout, offset, view)
-                digests[number] = await in_thread(_sha256, view)
+                digests[number] = await _fill(device, layout, offset, view, partial(_sha256, view))
                 acknowledged = await upload.part(number + 1, view, sha256=digests[number])
         if record is not None and acknowledged is not None:
             await record.add(number + 1, digests[number], acknowledged)
@@ -142,13 +141,12 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         progress("write", done, layout.size)  # from here on bytes should move
         await parallel(count, workers, one)
         progress("verify", done, layout.size)
-        if upload is not None:
-            await upload.complete(layout.size)
+        made = await upload.complete(layout.size) if upload is not None else None
         root = manifests.root_of(digests)
         await manifests.write_manifest(store, Manifest(
             installation=installation, kind=kind, thing_id=thing_id, job_id=job_id, work=work, key=key,
             format=ImageFormat.QCOW2, virtual_size=device.size, physical_size=layout.size, part_size=size, parts=digests,
-            root=root, parent=parent, replaces=list(replaces), created=datetime.now(UTC).isoformat()))
+            root=root, parent=parent, replaces=list(replaces), created=datetime.now(UTC).isoformat()), made=made)
     except BaseException:
         await leave_nothing(store, upload, key)
         raise
@@ -164,18 +162,28 @@ def streaming(upload: Upload, size: int) -> StreamedUpload:
     return upload
 
 
-async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview) -> None:
-    """The bytes of one part into `view`: metadata made here, guest data read straight into its place."""
+async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview, then: Callable[[], T]) -> T:
+    """The bytes of one part into `view`: metadata made here, guest data read straight into its place; what `then` says."""
     # Tables are made in a thread; to look up where guest data lies is less work than to start one.
-    for piece in (layout.pieces(offset, len(view)) if layout.is_data(offset) else
-                  await asyncio.to_thread(layout.pieces, offset, len(view))):
+    pieces = (layout.pieces(offset, len(view)) if layout.is_data(offset) else
+              await asyncio.to_thread(layout.pieces, offset, len(view)))
+    last = pieces.pop() if pieces and pieces[-1].data is None else None
+    for piece in pieces:
         target = view[piece.offset - offset:piece.offset - offset + piece.length]
         if piece.data is not None:
             target[:] = piece.data
-            continue
-        there = max(0, min(piece.length, device.size - piece.guest))
-        await read_device(device, target[:there], piece.guest)  # one after another: parallelism is between parts
-        target[there:] = bytes(piece.length - there)
+        else:
+            await read_device(device, _there(device, piece, target), piece.guest)  # one by one: parallelism is between parts
+    if last is None:
+        return await in_thread(then)
+    return await read_device_then(device, _there(device, last, view[last.offset - offset:]), last.guest, then)
+
+
+def _there(device: BlockDevice, piece: Piece, target: memoryview) -> memoryview:
+    """The part of `target` that the device has bytes for; the rest is made zeros."""
+    there = max(0, min(piece.length, device.size - piece.guest))
+    target[there:] = bytes(piece.length - there)
+    return target[:there]
 
 
 async def read_device(device: BlockDevice, target: memoryview, offset: int) -> None:

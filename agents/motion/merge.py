@@ -215,12 +215,13 @@ async def _write_compressed(base: VerifiedObject, tables: CompressedTables, abov
             await parts.stop()
             raise
         progress("verify", parts.moved, total)
-        await upload.complete(file.size)
+        made = await upload.complete(file.size)
         root = manifests.root_of(parts.digests)
         await manifests.write_manifest(target.store, Manifest(
             installation=target.installation, kind=target.kind, thing_id=target.thing_id, job_id=target.job_id, work=target.work,
             key=target.key, format=ImageFormat.QCOW2, virtual_size=tables.virtual_size, physical_size=file.size, part_size=size,
-            parts=parts.digests, root=root, replaces=list(target.replaces), created=datetime.now(UTC).isoformat()))
+            parts=parts.digests, root=root, replaces=list(target.replaces), created=datetime.now(UTC).isoformat()),
+            made=made)
     except BaseException:
         await leave_nothing(target.store, upload, target.key)
         raise

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
@@ -151,8 +152,9 @@ async def copy(source: ImageStore, image: ImageRef, target: ImageStore, *, store
         else:
             async with BUFFERS.buffer(size) as buffer:
                 view = memoryview(buffer)[:length]
-                await fill(start, view)
-                digests[number] = manifest.parts[number] if together == 1 else await in_thread(_sha256, view)
+                digest = hashlib.sha256()
+                await fill(start, view, partial(digest.update, view if together > 1 else b""))
+                digests[number] = manifest.parts[number] if together == 1 else digest.hexdigest()
                 await upload.part(number + 1, view, sha256=digests[number])
         done += length
         progress("copy", done, manifest.physical_size)
@@ -162,11 +164,12 @@ async def copy(source: ImageStore, image: ImageRef, target: ImageStore, *, store
         progress("copy", 0, manifest.physical_size)  # from here on bytes should move
         await parallel(len(digests), workers, one)
         progress("verify", done, manifest.physical_size)
-        await upload.complete(manifest.physical_size)
+        made = await upload.complete(manifest.physical_size)
         root = manifests.root_of(digests)
         await manifests.write_manifest(target, manifest.model_copy(update={
             "installation": installation, "job_id": job_id, "work": work, "key": key, "part_size": size, "parts": digests,
-            "kind": kind, "thing_id": thing_id, "replaces": [], "root": root, "created": datetime.now(UTC).isoformat()}))
+            "kind": kind, "thing_id": thing_id, "replaces": [], "root": root, "created": datetime.now(UTC).isoformat()}),
+            made=made)
     except BaseException:
         await leave_nothing(target, upload, key)
         raise
@@ -191,7 +194,7 @@ def _checked(source: ImageStore, manifest: Manifest, start: int) -> Fill:
     WorkFailed at the end of a part that is not what its manifest says."""
     digest = hashlib.sha256()
 
-    async def fill(offset: int, view: memoryview) -> None:
+    async def fill(offset: int, view: memoryview, then: Callable[[], None]) -> None:
         nonlocal digest
         if offset == start:
             digest = hashlib.sha256()
@@ -209,12 +212,10 @@ def _checked(source: ImageStore, manifest: Manifest, start: int) -> Fill:
                 if digest.hexdigest() != manifest.parts[number]:
                     raise manifests.bad_part(manifest, number, digest.hexdigest())
                 digest = hashlib.sha256()
+        await in_thread(then)
 
     return fill
 
-
-def _sha256(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 STORE_TO_STORE = Motion(name="store-to-store", moves={COPY: carry, MERGE: carry_merge}, reads=("ranged_read",),

@@ -10,17 +10,19 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 
 from agents import stall
 from agents.buffers import BUFFERS, Buffers
-from agents.uninterrupted import in_thread, to_the_end
+from agents.uninterrupted import to_the_end
 from schema.failure import WorkFailed
 
 WHOLE = 16 << 20
 """Bytes of the largest part that is held in memory; larger ones are streamed."""
 SLICE = 2 << 20
-Fill = Callable[[int, memoryview], Awaitable[None]]
-"""Puts the bytes at an offset of the object into a view."""
+Fill = Callable[[int, memoryview, Callable[[], None]], Awaitable[None]]
+"""Puts the bytes at an offset of the object into a view, then calls what blocks off the event loop, in the thread that read where
+there is one."""
 
 
 class StreamedPart:
@@ -36,8 +38,7 @@ class StreamedPart:
 
         async def read(half: memoryview, at: int) -> memoryview:
             view = half[:min(self._piece, self.size - at)]
-            await self._fill(self._start + at, view)
-            await in_thread(digest.update, view)
+            await self._fill(self._start + at, view, partial(digest.update, view))
             stall.moved()  # where a part is read twice, nothing arrives during the first reading
             return view
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -156,9 +156,10 @@ async def test_cancelled_it_stops_and_leaves_nothing(store: ImageStore) -> None:
 async def test_slices(size: int) -> None:
     data = random.Random(size).randbytes(size + 10)
 
-    async def fill(offset: int, view: memoryview) -> None:
+    async def fill(offset: int, view: memoryview, then: Callable[[], None]) -> None:
         await asyncio.sleep(0)
         view[:] = data[offset:offset + len(view)]
+        then()
 
     part, buffers = StreamedPart(fill, 10, size, piece=8, buffers=(kept := Buffers(16))), kept
     for _ in range(2):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from agents.hypervisors.kvm import KvmHypervisor
+from agents import qemu
+from agents.hypervisors.kvm import KvmHypervisor, NbdDevice
 from agents.image_stores.registry import open_store
 from agents.motion.parallel import parallel
 from agents.mover import Mover
@@ -122,7 +123,8 @@ class Site:
     async def raw_read(self) -> float:
         """The data of the snapshot over NBD, and nothing done with it: as many requests of 8 MiB as the mover has workers."""
         began = time.perf_counter()
-        async with KvmHypervisor().open(str(self.disk), tag="s") as device:
+        async with qemu.export(qemu.snapshot(str(self.disk), "s", connections=4)) as export:
+            device = await NbdDevice.connect(export.socket, 4)
             runs = [(at, min(PART, found.offset + found.length - at)) for found in await device.extents() if not found.zero
                     for at in range(found.offset, found.offset + found.length, PART)]
 
@@ -134,6 +136,7 @@ class Site:
 
             buffers = [bytearray(PART) for _ in range(4)]
             await parallel(len(runs), 4, one)
+            await device.aclose()
         return time.perf_counter() - began
 
     async def raw_upload(self, data: bytes) -> float:

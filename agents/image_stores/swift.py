@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
@@ -180,14 +181,17 @@ class SwiftImageStore:
         limits = self.limits
         if not limits.min_part <= part_size <= limits.max_part:
             raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
-        await self._need_container()
+        await each((partial(self._need_container), partial(self._end_others, key)), lambda act: act(), width=2)
+        upload = SwiftUpload(self, key, uuid4().hex, part_size)
+        await upload.begin()
+        return upload
+
+    async def _end_others(self, key: str) -> None:
+        """What lies under the uploads of this key goes, but the segments of the object that is there."""
         if [name async for name, _, _ in self.names(self.segments, segments_of(key))]:
             seen = await self.look(key)
             live = seen.get(MADE_BY, "") if seen is not None else ""
             await self.sweep(segments_of(key), keep=segments_of(key, live) if live else "")
-        upload = SwiftUpload(self, key, uuid4().hex, part_size)
-        await upload.begin()
-        return upload
 
     async def resume(self, key: str, *, part_size: int) -> SwiftUpload | None:
         """The one upload of this key that no object is made of, begun with parts of this size."""

@@ -139,7 +139,8 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
             digests[number - 1] = sha256
             done += min(size, layout.size - (number - 1) * size)
         progress("write", done, layout.size)  # from here on bytes should move
-        await parallel(count, workers, one)
+        # The last part is a short one: begun last, it would be waited for by workers that have nothing to do any more.
+        await parallel(count, workers, lambda turn: one((turn - 1) % count))
         progress("verify", done, layout.size)
         made = await upload.complete(layout.size) if upload is not None else None
         root = manifests.root_of(digests)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from importlinter.cli import lint_imports
@@ -51,6 +54,22 @@ def test_who_decides_touches_no_world(package: str) -> None:
     world = {"asyncpg", "aio_pika", "aiohttp", "socket", "subprocess", "sqlite3", "requests", "starlette"}
     wrong = {str(path): sorted(found) for path in modules(package) if (found := imported(parsed(path)) & world)}
     assert not wrong
+
+
+def test_the_vocabulary_is_all_of_it() -> None:
+    """Whoever asks for all messages has those of every module, and a type checker knows the same nouns."""
+    for path in sorted((ROOT / "schema").glob("*.py")):
+        import_module(f"schema.{path.stem}")
+    assert {cls.__module__ for cls in REGISTRY.values() if cls.__module__.startswith("schema.")} <= {f"schema.{noun}" for noun in schema.NOUNS}
+    named = [node for node in ast.walk(parsed(Path("schema/__init__.py"))) if isinstance(node, ast.ImportFrom) and node.module == "schema"]
+    assert [alias.name for node in named for alias in node.names] == list(schema.NOUNS)
+
+
+def test_a_message_is_known_by_its_name_alone() -> None:
+    """A process that has loaded no noun reads every message."""
+    code = ("import sys; from schema.codec import decode; nouns = [name for name in sys.modules if name == 'schema.volume']; "
+            "print(nouns, type(decode('job.cancel', 1, b'{\"job_id\": \"7d2f9a10-4c1e-4b53-9a37-0c5f1e2d3b4a\"}')).__name__)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[] CancelJob\n"
 
 
 def test_every_command_is_handled_exactly_once() -> None:

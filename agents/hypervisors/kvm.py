@@ -41,18 +41,26 @@ CLUSTER = "cluster_size=65536,lazy_refcounts=off"
 class NbdDevice:
     """See BlockDevice: an export, by several connections. What of a snapshot is plain in its file is read from there."""
 
-    def __init__(self, connections: list[libnbd.Connection], clusters: Clusters | None = None) -> None:
+    def __init__(self, connections: list[libnbd.Connection]) -> None:
         self.size = connections[0].size
-        self._all, self._clusters = connections, clusters
+        self._all = connections
+        self._clusters: Clusters | None = None
         self._free: asyncio.Queue[libnbd.Connection] = asyncio.Queue()
         for connection in connections:
             self._free.put_nowait(connection)
         self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix="nbd")
 
     @classmethod
-    async def connect(cls, socket: str, count: int, clusters: Clusters | None = None) -> NbdDevice:
+    async def connect(cls, socket: str, count: int) -> NbdDevice:
         """Open `count` connections, or one where the server does not promise that several agree."""
-        return cls(await to_the_end(asyncio.to_thread(_connect, socket, count), undo=_close), clusters)
+        return cls(await to_the_end(asyncio.to_thread(_connect, socket, count), undo=_close))
+
+    async def look_into(self, path: str, tag: str) -> None:
+        """What is plain is read from the file from now on. The export is of this snapshot in this file, which it keeps locked."""
+        def look() -> None:
+            self._clusters = Clusters.of(path, tag)
+
+        await self._thread(look)
 
     @contextlib.asynccontextmanager
     async def _one(self) -> AsyncIterator[libnbd.Connection]:
@@ -192,9 +200,10 @@ class KvmHypervisor:
         how = (qemu.snapshot(path, tag, connections=CONNECTIONS) if tag else
                qemu.daemon(path, str(format), writable=writable, connections=CONNECTIONS))
         async with qemu.export(how) as export:
-            clusters = await in_thread(Clusters.of, path, tag) if tag else None  # from now on the file is locked
-            device = await NbdDevice.connect(export.socket, CONNECTIONS, clusters)
+            device = await NbdDevice.connect(export.socket, CONNECTIONS)
             try:
+                if tag:
+                    await device.look_into(path, tag)
                 yield device
             finally:
                 await to_the_end(device.aclose())

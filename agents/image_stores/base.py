@@ -65,7 +65,7 @@ class Upload(Protocol):
         A store with resume_upload answers what its listing of this part will say."""
 
     async def complete(self, size: int) -> ObjectInfo:
-        """Make the object visible whole; `size` is its length in bytes."""
+        """Make the object visible whole; `size` is its length in bytes. The answer is what the store shows of it afterwards."""
 
     async def abort(self) -> None:
         """Leave nothing behind. Also after a failure of `complete`."""

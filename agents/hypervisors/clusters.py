@@ -39,7 +39,7 @@ class Clusters:
             return None
         try:
             found = _l1_of(descriptor, tag)
-        except (OSError, struct.error):
+        except (OSError, OverflowError, struct.error):
             found = None
         if found is None:
             os.close(descriptor)

@@ -14,9 +14,10 @@ import pytest
 import schema
 from schema.codec import UPCASTERS, canonical, decode, encode, newest_version
 from schema.examples import example
-from schema.message import REGISTRY, Command
+from schema.message import Command
 
 WIRE = Path(schema.__file__).parent / "wire"
+REGISTRY = schema.vocabulary()
 KNOWN = [known for known, cls in REGISTRY.items() if cls.__module__.startswith("schema.")]  # not those of tests
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from agents import manifest as manifests
 from agents import qcow2_header
 from agents.download import parse_checksum
 from agents.hypervisors.base import Extent
+from agents.hypervisors.clusters import Clusters
 from agents.image_stores.memory import MemoryImageStore, bucket
 from agents.inspection import LOOK, Inspection
 from agents.motion.delta import read_tables
 from agents.qcow2 import CLUSTER, Layout
 from agents.qcow2_compressed import CompressedFile, CompressedTables
-from agents.qcow2_whole import WINDOW, prove_whole
+from agents.qcow2_whole import SNAPSHOT, WINDOW, prove_whole
 from agents.url_guard import UrlGuard, parse_allow
 from api.listing import page_of
 from api.parameters import parse
@@ -31,11 +33,11 @@ from api.registry import COMMANDS
 from bus import patterns
 from bus.envelope import Envelope
 from bus.subscription import parse_start
+from schema import vocabulary
 from schema.codec import decode
 from schema.examples import example
 from schema.failure import BadParameter, Malformed, WorkFailed
 from schema.image import ImageFormat, Manifest
-from schema.message import REGISTRY
 from tests.support.attacks import Qcow2
 from tests.support.images import iso
 
@@ -64,6 +66,26 @@ def _inspect(declared: ImageFormat) -> Callable[[bytes], Any]:
             assert 0 < inspection.finish() <= 1 << 44
 
     return call
+
+
+def _snapped() -> bytes:
+    """A disk with a snapshot `s` of its one cluster."""
+    return Qcow2(snapshots=1, snapshots_at=6 * CLUSTER).body() + SNAPSHOT.pack(3 * CLUSTER, 1, 1, 1, 0, 0, 0, 0, 16) + bytes(16) + b"1s"
+
+
+def _clusters(data: bytes) -> None:
+    """The places of a snapshot's data: within the file, or nowhere."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        found = Clusters.of(file.name, "s")
+        if found is None:
+            raise ValueError("it is left to qemu")
+        asked: list[int] = []
+        for offset in (0, 3 * CLUSTER // 2, 1 << 29, 1 << 40):
+            found.read_into(memoryview(bytearray(3 * CLUSTER)), offset, lambda piece, at: asked.append(len(piece)))
+        found.close()
+        assert sum(asked) <= 12 * CLUSTER
 
 
 def _walk(data: bytes) -> None:
@@ -169,7 +191,7 @@ def _targets() -> dict[str, Target]:
              b"QED\0" + bytes(600), b"<<< disk >>>".ljust(64) + b"\x7f\x10\xda\xbe" + bytes(600), bytes(510) + b"\x55\xaa" + b"EFI PART" + bytes(600), b"x" * 257 + b"ustar" + bytes(600)]
     made = Manifest(installation="i", kind="template", thing_id=UUID(int=1), job_id=UUID(int=2), work="w", key="k", format=ImageFormat.QCOW2, virtual_size=1, physical_size=1,
                     part_size=1, parts=["00" * 32], root=manifests.root_of(["00" * 32]), created="2026-01-01T00:00:00Z")
-    messages = [f"{name}\n{json.dumps(example(kind))}".encode() for (name, version), kind in sorted(REGISTRY.items()) if version == 1][:40]
+    messages = [f"{name}\n{json.dumps(example(kind))}".encode() for (name, version), kind in sorted(vocabulary().items()) if version == 1][:40]
     urls = [b"\nhttp://example.com/a?b#c", b"\nhttps://[2606:4700::1]:443/", b"http://a.example/b\n../c", b"\nhttp://127.0.0.1/", b"\nhttp://b\xc3\xbccher.example/"]
     every = [(str(number % 256) + "\n").encode() + "&".join(f"{each.name}=1" for each in command.parameters).encode() for number, command in enumerate(COMMANDS)]
     bad, head = (BadParameter,), b"cloudEvents_id: 00000000-0000-0000-0000-000000000001\ncloudEvents_type: snapshot.create\ncloudEvents_sbposition: 7\ncloudEvents:sbkey: !k"
@@ -179,6 +201,7 @@ def _targets() -> dict[str, Target]:
         "inspection of iso": Target(_inspect(ImageFormat.ISO), bad, [iso(18), iso(18, head=bytes(510) + b"\x55\xaa"), *other], [b"CD001", b"QFI\xfb", b"\xff"]),
         "qcow2 header": Target(lambda data: qcow2_header.prove_sound(data[:qcow2_header.FRONT]), bad, qcow2),
         "qcow2 tables": Target(_walk, (BadParameter, WorkFailed), qcow2),
+        "plain clusters": Target(_clusters, (ValueError,), [_snapped()]),
         "delta tables": Target(_delta, (WorkFailed,), [_own([Extent(offset=0, length=CLUSTER, zero=False)]), _own([], zeros=[(1, 3)], backing=b"parent")]),
         "compressed tables": Target(_compressed, (ValueError,), [_packed()]),
         "manifest": Target(_manifest, (WorkFailed,), [made.model_dump_json().encode()], [b"null", b"-1", b"1e999", b"[]", b'"', b"9" * 40, b"\\ud800"]),

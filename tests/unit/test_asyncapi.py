@@ -16,13 +16,14 @@ from api.asyncapi import COMMANDS, EVENTS, document, text
 from bus.envelope import PREFIX, Envelope
 from bus.event_store import LogRow
 from bus.replay import wire
+from schema import vocabulary
 from schema.codec import canonical, decode
-from schema.message import REGISTRY, Command, Event, Order, Report
+from schema.message import Command, Event, Order, Report
 
 GOLDEN = Path(__file__).parents[2] / "docs/reference/asyncapi.json"
 DOCUMENT = document()
 MESSAGES = DOCUMENT["components"]["messages"]
-KNOWN = {name: cls for (name, _), cls in REGISTRY.items() if cls.__module__.startswith("schema.")}
+KNOWN = {name: cls for (name, _), cls in vocabulary().items() if cls.__module__.startswith("schema.")}
 
 
 def walk(value: Any) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from tests.fuzz import run
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS, Target
+from tests.support.attacks import Qcow2
 
 SLICE_S = 2.0
 """Shared by all targets."""
@@ -35,6 +36,7 @@ def test_a_run_can_be_had_again() -> None:
 
 @pytest.mark.parametrize(("name", "body"), [
     ("envelope", b"cloudEvents_id: !\xff"), ("url", b"\nhttps://[2606:4700::1]@/"), ("start", b"0001-01-01"), ("start", b"9" * 5000),
+    ("plain clusters", Qcow2(snapshots=1, snapshots_at=0xFFFF << 48).body()),
 ])
 def test_what_was_found_once_stays_mended(name: str, body: bytes) -> None:
     with pytest.raises(TARGETS[name].raises):

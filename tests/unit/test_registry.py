@@ -11,7 +11,7 @@ from api.answers.system import describe
 from api.parameters import parse
 from api.registry import COMMANDS, ApiCommand, Mode, Type, find
 from api.responses.job import plan
-from schema import REGISTRY
+from schema import vocabulary
 from schema.failure import BadParameter, Failed, Unsupported
 from schema.image_store import AddImageStore
 from schema.message import Command
@@ -45,7 +45,7 @@ def test_an_unknown_command_names_the_nearest() -> None:
 
 def test_every_command_message_can_be_called() -> None:
     """A command that has no API name is one that only Storebus itself sends."""
-    messages = {each.TYPE for each in REGISTRY.values() if issubclass(each, Command)}
+    messages = {each.TYPE for each in vocabulary().values() if issubclass(each, Command)}
     assert messages - set(registry.BY_TYPE) == {
         "snapshot.backup", "snapshot.delete_copy", "copy.quarantine", "copy.lift_quarantine", "image_store.schedule_scrub",
         "image_store.remove_leftovers", "link.open", "volume.expunge", "volume_copy.drop", "volume.drop_image",

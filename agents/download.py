@@ -154,10 +154,10 @@ class Download:
             raise BadParameter(f"the image has {self.total} bytes; at most {order.max_bytes} are taken", field="url")
         size = part_size(self.total or order.max_bytes, self.store.limits)
         upload = await self._begun(size)
-        if self.record is not None:
-            source = Source.of(answer.headers, self._what(), total=self.total, part=size)
-            await self.record.begin(source.text() if source is not None else "", {})
         try:
+            if self.record is not None:
+                source = Source.of(answer.headers, self._what(), total=self.total, part=size)
+                await self.record.begin(source.text() if source is not None else "", {})
             whole, asked, virtual = await self._stream(answer, upload, size, checksum)
             if self.total and self.received != self.total:
                 raise WorkRetryable(f"{self.received} of {self.total} bytes came: truncated", field="url")

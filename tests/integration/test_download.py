@@ -20,6 +20,7 @@ from agents import download, stall
 from agents.download import fetch, parse_checksum
 from agents.image_stores.memory import Bucket, MemoryImageStore, bucket
 from agents.manifest import manifest_key, verify_object
+from agents.transfer_record import TransferRecord
 from agents.url_guard import UrlGuard, parse_allow
 from schema.agent import FetchImage
 from schema.failure import BadParameter, Failed, WorkFailed, WorkRetryable
@@ -334,6 +335,23 @@ async def test_cancelled_while_the_store_has_begun_and_not_said_so_it_leaves_not
     task = asyncio.create_task(fetch(gate.order("file/raw"), LateStore(gate.bucket), gate.guard, lambda *word: None))
     while not gate.bucket.uploads:
         await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.nothing_left()
+
+
+async def test_cancelled_while_its_record_begins_it_leaves_nothing(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has begun by then, and nobody else knows of that."""
+    reached, record = asyncio.Event(), TransferRecord(tmp_path / "records", "w.1")
+
+    async def begin(about: str, parts: Any) -> None:
+        reached.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(record, "begin", begin)
+    task = asyncio.create_task(fetch(gate.order("file/raw"), MemoryImageStore(gate.bucket), gate.guard, lambda *word: None, record))
+    await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -18,7 +18,7 @@ demo: ## a real disk image the whole way, checked at each turn (IMAGE= any path 
 	@scripts/setup demo
 	@$(BIN)/storebus demo $(if $(IMAGE),--image "$(IMAGE)")
 
-test: ## all tests at small counts, against real servers: about 10 minutes on two cores (TESTS= a path)
+test: ## all tests at small counts, against real servers: 10 to 13 minutes on two cores (TESTS= a path)
 	@scripts/setup test
 	@$(BIN)/python -m pytest $(TESTS) -n 4 --dist loadfile --no-loadscope-reorder --durations 10
 

@@ -106,42 +106,38 @@ async def test_a_failure_leaves_nothing(store: MemoryImageStore, tmp_path: Path,
     assert BUFFERS.lent == 0
 
 
-async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
-    disk, now, most = tmp_path / "disk.qcow2", 0, 0
-    await make_disk(disk, seed)
+class Slow:
+    """What a store does before it takes a part: it waits, and remembers the most parts that waited at once."""
 
-    async def before(name: str, key: str) -> None:
-        nonlocal now, most
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.most = seconds, 0, 0
+
+    async def __call__(self, name: str, key: str) -> None:
         if name == "part":
-            now += 1
-            most = max(most, now)
-            await asyncio.sleep(0.05)
-            now -= 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(self.seconds)
+            self.now -= 1
 
-    store._bucket.before = before
+
+async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
+    disk, slow = tmp_path / "disk.qcow2", Slow(0.05)
+    await make_disk(disk, seed)
+    store._bucket.before = slow
     await write(disk, store, part=MIB, workers=3)
-    assert most == 3
+    assert slow.most == 3
     assert BUFFERS.lent == 0
 
 
 async def test_a_transfer_goes_on_while_others_have_all_of_the_memory(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
     """With buffers of its own, and then one part at a time."""
-    disk, now, most = tmp_path / "disk.qcow2", 0, 0
+    disk, slow = tmp_path / "disk.qcow2", Slow(0.01)
     await make_disk(disk, seed)
-
-    async def before(name: str, key: str) -> None:
-        nonlocal now, most
-        if name == "part":
-            now += 1
-            most = max(most, now)
-            await asyncio.sleep(0.01)
-            now -= 1
-
-    store._bucket.before = before
+    store._bucket.before = slow
     async with BUFFERS.room(BUFFERS.total), asyncio.timeout(60):
         image = await write(disk, store, part=MIB, workers=3)
     assert image.physical_size > 3 * MIB
-    assert most == 1
+    assert slow.most == 1
     assert BUFFERS.lent == 0
 
 

@@ -64,6 +64,7 @@ def test_the_vocabulary_is_all_of_it() -> None:
     assert {cls.__module__ for cls in REGISTRY.values() if cls.__module__.startswith("schema.")} <= {f"schema.{noun}" for noun in schema.NOUNS}
     named = [node for node in ast.walk(parsed(Path("schema/__init__.py"))) if isinstance(node, ast.ImportFrom) and node.module == "schema"]
     assert [alias.name for node in named for alias in node.names] == list(schema.NOUNS)
+    assert set(schema.NOUNS) <= set(schema.__all__)
 
 
 def test_a_message_is_known_by_its_name_alone() -> None:

@@ -114,10 +114,6 @@ class Layout:
         self.size = self.clusters * CLUSTER
         """Bytes of the file."""
 
-    def is_data(self, offset: int) -> bool:
-        """Whether guest data lies there and in all that follows."""
-        return offset >= self.data_at * CLUSTER
-
     def place(self, guest: int) -> int:
         """The cluster of the file that holds this guest cluster, one that has data."""
         run = self.runs[bisect_right(self._starts, guest) - 1]

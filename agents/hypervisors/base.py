@@ -47,6 +47,15 @@ class BlockDevice(Protocol):
         """Everything written is on stable storage."""
 
 
+@runtime_checkable
+class ReadsHere(Protocol):
+    """What a block device has beside the methods of BlockDevice when any thread may read it."""
+
+    def read_here(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer. Blocking: called in a thread, in several at once; whoever called waits for each before the device is
+        closed."""
+
+
 class Hypervisor(Protocol):
     """The hypervisor of one host. Paths are local paths that a PrimaryStore gave."""
 

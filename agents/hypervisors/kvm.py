@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, ClassVar, TypeVar
 
 from agents import libnbd, qemu
@@ -45,9 +46,9 @@ class NbdDevice:
         self.size = connections[0].size
         self._all = connections
         self._clusters: Clusters | None = None
-        self._free: asyncio.Queue[libnbd.Connection] = asyncio.Queue()
+        self._free: SimpleQueue[libnbd.Connection] = SimpleQueue()
         for connection in connections:
-            self._free.put_nowait(connection)
+            self._free.put(connection)
         self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix="nbd")
 
     @classmethod
@@ -62,22 +63,30 @@ class NbdDevice:
 
         await self._thread(look)
 
-    @contextlib.asynccontextmanager
-    async def _one(self) -> AsyncIterator[libnbd.Connection]:
-        connection = await self._free.get()
+    @contextlib.contextmanager
+    def _one(self) -> Iterator[libnbd.Connection]:
+        """A connection for this thread alone; waits while all are used."""
+        connection = self._free.get()
         try:
             yield connection
         finally:
-            self._free.put_nowait(connection)
+            self._free.put(connection)
 
     async def _thread(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run a blocking call in our threads; a cancelled caller still waits for it, since the buffer is its own."""
         return await to_the_end(asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments))
 
+    async def _over(self, call: Callable[..., T], *arguments: Any) -> T:
+        """The same of a method of Connection, over one that is free."""
+        def over() -> T:
+            with self._one() as connection:
+                return call(connection, *arguments)
+
+        return await self._thread(over)
+
     async def extents(self) -> Sequence[Extent]:
         """See BlockDevice."""
-        async with self._one() as connection:
-            return await self._thread(connection.extents)
+        return await self._over(libnbd.Connection.extents)
 
     async def read(self, offset: int, length: int) -> bytearray:
         """See BlockDevice."""
@@ -87,39 +96,28 @@ class NbdDevice:
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer of the caller's: no copy."""
-        async with self._one() as connection:
-            await self._thread(self._read, connection, buffer, offset)
+        await self._thread(self.read_here, buffer, offset)
 
-    async def read_then(self, buffer: memoryview, offset: int, then: Callable[[], T]) -> T:
-        """Fill the buffer, and call `then` in the same thread: one hop is cheaper than two, and its cache has the bytes."""
-        def both(connection: libnbd.Connection) -> T:
-            self._read(connection, buffer, offset)
-            return then()
-
-        async with self._one() as connection:
-            return await self._thread(both, connection)
-
-    def _read(self, connection: libnbd.Connection, buffer: memoryview, offset: int) -> None:
-        if self._clusters is None or offset + len(buffer) > self.size:
-            connection.read_into(buffer, offset)
-        else:
-            self._clusters.read_into(buffer, offset, connection.read_into)
-            connection.prove_there()  # else nobody has locked the file, and it may be another's data
+    def read_here(self, buffer: memoryview, offset: int) -> None:
+        """See ReadsHere."""
+        with self._one() as connection:
+            if self._clusters is None or offset + len(buffer) > self.size:
+                connection.read_into(buffer, offset)
+            else:
+                self._clusters.read_into(buffer, offset, connection.read_into)
+                connection.prove_there()  # else nobody has locked the file, and it may be another's data
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See BlockDevice."""
-        async with self._one() as connection:
-            await self._thread(connection.write, offset, data)
+        await self._over(libnbd.Connection.write, offset, data)
 
     async def zero(self, offset: int, length: int) -> None:
         """See BlockDevice."""
-        async with self._one() as connection:
-            await self._thread(connection.zero, offset, length)
+        await self._over(libnbd.Connection.zero, offset, length)
 
     async def flush(self) -> None:
         """See BlockDevice."""
-        async with self._one() as connection:
-            await self._thread(connection.flush)
+        await self._over(libnbd.Connection.flush)
 
     async def aclose(self) -> None:
         """Disconnect. No call is running any more: each was waited for."""

@@ -9,7 +9,8 @@ slashes), never by users.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -84,6 +85,15 @@ class PartSource(Protocol):
     def slices(self) -> AsyncGenerator[memoryview, None]:
         """The part from its beginning, as often as it is asked for; a slice is valid until the next is asked for. Raises
         WorkFailed at the end of a reading that differs from the one before. Whoever stops early closes it (aclosing)."""
+
+
+@runtime_checkable
+class LentSource(PartSource, Protocol):
+    """One that a thread of the store's may read by itself: to read, sum and send in one thread costs least."""
+
+    def lent(self) -> AbstractAsyncContextManager[Callable[[], Generator[memoryview, None, None]]]:
+        """While it is open, what is called for each reading, in one thread at a time: its slices, as those of `slices`, each read
+        when it is asked for. Blocking. Whoever stops early closes them. Nothing here says that bytes moved: the thread does."""
 
 
 @runtime_checkable

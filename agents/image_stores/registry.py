@@ -21,6 +21,8 @@ from schema.image import StoreSpec
 
 GROUP = "storebus.image_store"
 log = logging.getLogger(__name__)
+_LOADED: dict[str, type[ImageStore]] = {}
+"""By the provider's name, lower case."""
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -31,8 +33,12 @@ def installed() -> dict[str, EntryPoint]:
 def load(provider: str) -> type[ImageStore]:
     """The class of a provider (any case). Reads files: call it from a thread.
 
+    Found once, it is not looked for again: to look through what is installed costs 12 ms, and its module stays as it was loaded.
     Raises Refused when there is none, or when a library that it needs is missing.
     """
+    known = _LOADED.get(provider.lower())
+    if known is not None:
+        return known
     points = installed()
     point = points.get(provider.lower())
     if point is None:
@@ -46,7 +52,7 @@ def load(provider: str) -> type[ImageStore]:
             raise
         raise Refused(f"the image store plug-in {point.name} needs the package {error.name}, which is not installed",
                       field="provider", remedy=f"run: pip install 'storebus[{point.name}]'") from error
-    return found
+    return _LOADED.setdefault(provider.lower(), found)
 
 
 def providers() -> list[ProviderSpec]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 from uuid import uuid4
@@ -181,7 +181,10 @@ class SwiftImageStore:
         limits = self.limits
         if not limits.min_part <= part_size <= limits.max_part:
             raise WorkFailed(f"parts of {part_size} bytes are outside {limits.min_part} to {limits.max_part}")
-        await each((partial(self._need_container), partial(self._end_others, key)), lambda act: act(), width=2)
+        looks: list[Callable[[], Awaitable[None]]] = [partial(self._end_others, key)]
+        if self.container != self.segments:  # else its listing has said already whether it is there
+            looks.append(self._need_container)
+        await each(looks, lambda look: look(), width=len(looks))
         upload = SwiftUpload(self, key, uuid4().hex, part_size)
         await upload.begin()
         return upload

@@ -15,10 +15,10 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -30,7 +30,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from agents import stall
-from agents.image_stores.base import Bytes, PartSource
+from agents.image_stores.base import Bytes, LentSource, PartSource
 from agents.image_stores.security import certificate_trouble
 from agents.image_stores.swift_settings import Account, SwiftSettings
 from agents.image_stores.trouble import Damaged, Trouble, at, back_off
@@ -141,24 +141,12 @@ class Body:
 
 
 class StreamedBody:
-    """A part that is read while it is sent, nothing copied: the thread of the request waits for the loop, which reads the disk.
+    """A part that is read while it is sent, nothing copied."""
 
-    Left, the source is closed."""
-
-    def __init__(self, line: Line, source: PartSource, loop: asyncio.AbstractEventLoop) -> None:
-        self._line, self._source, self._loop = line, source, loop
-        self._slices = source.slices()
+    def __init__(self, line: Line, slices: Iterator[memoryview]) -> None:
+        self._line, self._slices = line, slices
         self._now, self._at = memoryview(b""), 0
         self._md5 = hashlib.md5(usedforsecurity=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wait(self._close())
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def end(self) -> str:
         """The hexadecimal MD5 of all. Whoever sends by length never asks for what is behind the last byte; the source is whole
@@ -167,21 +155,45 @@ class StreamedBody:
             pass
         return self._md5.hexdigest()
 
-    async def _close(self) -> None:
-        await self._slices.aclose()
-
-    async def _next(self) -> memoryview:
-        return await anext(self._slices, memoryview(b""))
-
     def read(self, size: int = -1) -> memoryview:
         """The next bytes, at most `size`; none at the end. They are valid until more is asked for."""
         self._line.check()
         if self._at == len(self._now):
-            self._now, self._at = self._wait(self._next()), 0
+            self._now, self._at = next(self._slices, memoryview(b"")), 0
             self._md5.update(self._now)  # at once: between pieces the threads would hand the interpreter to and fro
         end = len(self._now) if size < 0 else min(self._at + size, len(self._now))
         data, self._at = self._now[self._at : end], end
         return data
+
+
+@contextlib.asynccontextmanager
+async def threaded(source: PartSource) -> AsyncIterator[Callable[[], Generator[memoryview, None, None]]]:
+    """What a thread calls for each reading of the part: its slices. It waits for the loop where it may not read by itself."""
+    if isinstance(source, LentSource):
+        async with source.lent() as slices:
+            yield slices
+        return
+    loop = asyncio.get_running_loop()
+
+    def wait(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    def waiting() -> Generator[memoryview, None, None]:
+        read = source.slices()
+
+        async def following() -> memoryview:
+            return await anext(read, memoryview(b""))
+
+        async def close() -> None:
+            await read.aclose()
+
+        try:
+            while len(view := wait(following())):
+                yield view
+        finally:
+            wait(close())
+
+    yield waiting
 
 
 class _Adapter(HTTPAdapter):

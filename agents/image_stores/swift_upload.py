@@ -7,11 +7,11 @@ the object says in its metadata which upload made it, so what no object speaks f
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from swiftclient.exceptions import ClientException
 
 from agents.image_stores.base import Bytes, ObjectInfo, PartInfo, PartSource
 from agents.image_stores.several import each
-from agents.image_stores.swift_client import Grant, Line, StreamedBody
+from agents.image_stores.swift_client import Grant, Line, StreamedBody, threaded
 from agents.image_stores.trouble import Damaged, at, unconfirmed
 from schema.failure import Failed, Unknown, WorkFailed
 
@@ -88,16 +88,18 @@ class SwiftUpload:
 
     async def part_from(self, number: int, source: PartSource) -> PartInfo:
         """The same while it is read: its MD5 is known at the end only, and then compared with the ETag."""
-        name, loop = self._fits(number, source.size), asyncio.get_running_loop()
+        name = self._fits(number, source.size)
+        where = self._store.segments, self._base + name
+        async with threaded(source) as reading:
+            def put(line: Line, grant: Grant) -> str:
+                line.check()
+                with closing(reading()) as slices:
+                    body = StreamedBody(line, slices)
+                    answered = put_object(grant.url, grant.token, *where, body, content_length=source.size,
+                                          content_type="application/octet-stream", http_conn=line.http)
+                    return _agreed(answered, body.end())
 
-        def put(line: Line, grant: Grant) -> str:
-            line.check()
-            with StreamedBody(line, source, loop) as body:
-                answered = put_object(grant.url, grant.token, self._store.segments, self._base + name, body,
-                                      content_length=source.size, content_type="application/octet-stream", http_conn=line.http)
-                return _agreed(answered, body.end())
-
-        return self._kept(number, source.size, await self._store.client.ask(f"write part {number} of {self._key}", put))
+            return self._kept(number, source.size, await self._store.client.ask(f"write part {number} of {self._key}", put))
 
     def _fits(self, number: int, size: int) -> str:
         """The segment's name."""
@@ -132,24 +134,49 @@ class SwiftUpload:
             entries = [await self._list(f"list-{number:04}", entries) for number, entries in enumerate(lists, 1)]
             named += entries
         self._asked = True
-        try:
-            await self._manifest(action, self._store.container, self._key, entries, {MADE_BY: self._id})
-        except Unknown:
+        alone = False
+
+        async def appear() -> None:
+            try:
+                await self._manifest(action, self._store.container, self._key, entries, {MADE_BY: self._id})
+            except Unknown:
+                if not await self._visible(size):
+                    raise
+
+        async def look() -> None:
+            nonlocal alone
+            alone = await self._alone()
+
+        async def prove() -> None:
             if not await self._visible(size):
-                raise
-        if not await self._visible(size):
-            raise WorkFailed(f"{at(action, self._store.client.name)}: the object is absent, or another writer's, or not of "
-                             f"{size} bytes", remedy="begin again")
-        self._done = ObjectInfo(key=self._key, size=size)
-        try:
+                raise WorkFailed(f"{at(action, self._store.client.name)}: the object is absent, or another writer's, or not of "
+                                 f"{size} bytes", remedy="begin again")
+
+        async def clear() -> None:
             used = {entry["path"].rpartition("/")[2] for entry in named}
-            mine = [self._base + name for name in sorted(self._tried - used)]
-            others = segments_of(self._key)
-            await each((partial(self._store.remove_segments, mine), partial(self._store.sweep, others, keep=self._base)),
-                       lambda clean: clean(), width=2)
-        except Failed as error:  # the object is whole: what another one left is listed as unfinished until it goes
-            log.warning("what the predecessor of %s left could not be removed: %s", self._key, error)
+            await self._tidy(partial(self._store.remove_segments, [self._base + name for name in sorted(self._tried - used)]))
+
+        await _both(appear, look)  # the servers look at each segment meanwhile
+        await _both(prove, clear)
+        self._done = ObjectInfo(key=self._key, size=size)
+        if not alone:
+            await self._tidy(partial(self._store.sweep, segments_of(self._key), keep=self._base))
         return self._done
+
+    async def _alone(self) -> bool:
+        """Whether the segments of this upload are all that is listed for the key."""
+        try:
+            return all([name.startswith(self._base) async for name, _, _ in
+                        self._store.names(self._store.segments, segments_of(self._key))])
+        except Failed:
+            return False
+
+    async def _tidy(self, clean: Callable[[], Awaitable[None]]) -> None:
+        """The object is whole: what cannot be removed now is listed as unfinished until it goes."""
+        try:
+            await clean()
+        except Failed as error:
+            log.warning("what was left beside %s could not be removed: %s", self._key, error)
 
     def _entry(self, name: str, etag: str, size: int) -> dict[str, Any]:
         return {"path": f"/{self._store.segments}/{self._base}{name}", "etag": etag, "size_bytes": size}
@@ -215,6 +242,10 @@ class SwiftUpload:
                 await self._store.remove(self._key)
         await self._store.remove_segments(self._base + name for name in sorted(self._tried))
         await self._store.sweep(self._base)
+
+
+async def _both(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> None:
+    await each((one, other), lambda act: act(), width=2)
 
 
 def segments_of(key: str, upload: str = "") -> str:

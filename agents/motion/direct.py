@@ -15,20 +15,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from agents import leftovers, stall
 from agents import manifest as manifests
 from agents.buffers import BUFFERS, Buffers
-from agents.hypervisors.base import BlockDevice, Hypervisor
+from agents.hypervisors.base import BlockDevice, Hypervisor, ReadsHere
 from agents.image_stores.base import Bytes, ImageStore, Limits, ReadsInto, StreamedUpload, Upload
 from agents.motion import resuming
 from agents.motion.base import Progress
 from agents.motion.new_file import NewFile, runs
 from agents.motion.parallel import parallel
 from agents.motion.resuming import found, identity
-from agents.motion.streamed import WHOLE, StreamedPart
+from agents.motion.streamed import WHOLE, LentPart, StreamedPart
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout, Piece
 from agents.transfer_record import TransferRecord
@@ -63,13 +63,6 @@ class FastDevice(Protocol):
 
     async def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer."""
-
-
-class ReadsThen(Protocol):
-    """A device whose threads go on with what they read."""
-
-    async def read_then(self, buffer: memoryview, offset: int, then: Callable[[], T]) -> T:
-        """Fill the buffer, then `then`, which blocks, in the same thread."""
 
 
 def part_size(size: int, limits: Limits, wanted: int | None = None) -> int:
@@ -118,7 +111,9 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         offset = number * size
         length = min(size, layout.size - offset)
         if size > whole:
-            source = StreamedPart(partial(_fill, device, layout), offset, length, buffers=buffers)
+            fill = partial(_fill, device, layout)
+            source = (LentPart(fill, partial(_fill_here, device, layout), offset, length, buffers=buffers)
+                      if isinstance(device, ReadsHere) else StreamedPart(fill, offset, length, buffers=buffers))
             acknowledged = await streaming(upload, size).part_from(number + 1, source)
             digests[number] = source.sha256
             assert source.sha256, "a store that did not read the part to its end did not write it either"
@@ -164,27 +159,38 @@ def streaming(upload: Upload, size: int) -> StreamedUpload:
 
 
 async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryview, then: Callable[[], T]) -> T:
-    """The bytes of one part into `view`: metadata made here, guest data read straight into its place; what `then` says."""
-    # Tables are made in a thread; to look up where guest data lies is less work than to start one.
-    pieces = (layout.pieces(offset, len(view)) if layout.is_data(offset) else
-              await asyncio.to_thread(layout.pieces, offset, len(view)))
-    last = pieces.pop() if pieces and pieces[-1].data is None else None
-    for piece in pieces:
+    """The bytes of one part into `view`: metadata made here, guest data read straight into its place; what `then`, which blocks,
+    says of it: in the same thread where the device allows that, since its cache has the bytes."""
+    if isinstance(device, ReadsHere):
+        def both() -> T:
+            _fill_here(device, layout, offset, view)
+            return then()
+
+        return await in_thread(both)
+    for piece, target in await asyncio.to_thread(_places, layout, offset, view):
+        await read_device(device, target, piece.guest)  # one by one: parallelism is between parts
+    return await in_thread(then)
+
+
+def _fill_here(device: ReadsHere, layout: Layout, offset: int, view: memoryview) -> None:
+    """The same in this thread."""
+    for piece, target in _places(layout, offset, view):
+        device.read_here(target, piece.guest)
+
+
+def _places(layout: Layout, offset: int, view: memoryview) -> list[tuple[Piece, memoryview]]:
+    """Where the device's bytes belong. All else is made: the tables, and zeros for what lies past the end of the disk."""
+    places = []
+    for piece in layout.pieces(offset, len(view)):
         target = view[piece.offset - offset:piece.offset - offset + piece.length]
         if piece.data is not None:
             target[:] = piece.data
-        else:
-            await read_device(device, _there(device, piece, target), piece.guest)  # one by one: parallelism is between parts
-    if last is None:
-        return await in_thread(then)
-    return await read_device_then(device, _there(device, last, view[last.offset - offset:]), last.guest, then)
-
-
-def _there(device: BlockDevice, piece: Piece, target: memoryview) -> memoryview:
-    """The part of `target` that the device has bytes for; the rest is made zeros."""
-    there = max(0, min(piece.length, device.size - piece.guest))
-    target[there:] = bytes(piece.length - there)
-    return target[:there]
+            continue
+        there = max(0, min(piece.length, layout.virtual_size - piece.guest))
+        target[there:] = bytes(piece.length - there)
+        if there:
+            places.append((piece, target[:there]))
+    return places
 
 
 async def read_device(device: BlockDevice, target: memoryview, offset: int) -> None:
@@ -199,10 +205,13 @@ async def read_device(device: BlockDevice, target: memoryview, offset: int) -> N
 
 
 async def read_device_then(device: BlockDevice, target: memoryview, offset: int, then: Callable[[], T]) -> T:
-    """`read_device`, and `then` off the event loop; in the thread that read where the device can."""
-    both = getattr(device, "read_then", None)
-    if both is not None:
-        return cast(T, await both(target, offset, then))
+    """`read_device`, and `then` off the event loop; in the thread that read where the device allows it."""
+    if isinstance(device, ReadsHere):
+        def both() -> T:
+            device.read_here(target, offset)
+            return then()
+
+        return await in_thread(both)
     await read_device(device, target, offset)
     return await in_thread(then)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from agents import qemu as programs
-from agents.hypervisors.base import Hypervisor, Untracked
+from agents.hypervisors.base import Hypervisor, ReadsHere, Untracked
 from agents.hypervisors.kvm import KvmHypervisor, NbdDevice
 from agents.hypervisors.memory import DISKS, MemoryHypervisor
 from schema.failure import WorkFailed, WorkRetryable
@@ -202,6 +202,28 @@ class TestKvm(HypervisorContract, ChangeTrackingContract, ResizingContract):
             finally:
                 await device.aclose()
         assert type(failure.value) is kind
+
+    async def test_threads_of_others_read_it(self, hypervisor: Hypervisor, path: str) -> None:
+        """More of them than there are connections, while the loop reads too; of the disk, and of a snapshot in it."""
+        await hypervisor.create(path, 8 * MIB)
+        content = data(8 * MIB)
+        async with hypervisor.open(path, writable=True) as device:
+            await device.write(0, content)
+            await device.flush()
+        await hypervisor.take_snapshot(path, "t")
+
+        def read(device: ReadsHere, start: int) -> None:
+            buffer = bytearray(CLUSTER + 512)
+            for at in range(start, 8 * MIB - len(buffer), MIB + 512):
+                device.read_here(memoryview(buffer), at)
+                assert buffer == content[at:at + len(buffer)]
+
+        for tag in ("", "t"):
+            async with hypervisor.open(path, tag=tag) as device:
+                assert isinstance(device, ReadsHere)
+                others = asyncio.gather(*(asyncio.to_thread(read, device, start) for start in range(0, 12 * CLUSTER, CLUSTER)))
+                assert bytes(await device.read(MIB, 3 * MIB)) == content[MIB:4 * MIB]
+                await others
 
     async def test_a_closed_device_is_an_error(self, hypervisor: Hypervisor, path: str) -> None:
         await hypervisor.create(path, MIB)

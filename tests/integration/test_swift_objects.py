@@ -13,7 +13,7 @@ from swiftclient.exceptions import ClientException
 
 from agents.image_stores.swift import SwiftImageStore
 from agents.image_stores.swift_upload import segments_of
-from schema.failure import WorkFailed
+from schema.failure import WorkFailed, WorkRetryable
 from tests.contract.image_store import data, keys
 from tests.services.s3_proxy import S3Proxy
 from tests.services.swift import SEGMENTS, SwiftServer
@@ -163,6 +163,27 @@ async def test_what_an_object_replaces_goes(store: SwiftImageStore, key: str) ->
     await store.put(key, b"small")
     assert await store.read(key, 0, 10) == b"small"
     assert await segments(store, key) == []
+
+
+async def test_what_an_object_replaces_goes_though_it_was_not_listed_at_first(store: SwiftImageStore, key: str,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beside an object is looked for while it is completed: an error there is no word that nothing does."""
+    await write(store, key, data(3 * PART))
+    upload = await store.begin(key, part_size=PART)
+    await upload.part(1, data(PART, 2))
+    listed, asked = store.names, 0
+
+    def names(*where: str, **how: str) -> AsyncIterator[tuple[str, int, str]]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise WorkRetryable("the listing is not there for now")
+        return listed(*where, **how)
+
+    monkeypatch.setattr(store, "names", names)
+    await upload.complete(PART)
+    assert asked > 1
+    assert len(await segments(store, key)) == 1
 
 
 # --- links ------------------------------------------------------------------------------------------------------------------

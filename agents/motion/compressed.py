@@ -160,13 +160,17 @@ class Parts:
         if self._first is None:
             self._first, self._part = part, None
             return
+        await self._begin(len(self.digests), part)
+        self._part = None
+
+    async def _begin(self, number: int, part: _Part) -> None:
+        """Send it as soon as fewer are on their way than may be."""
         await self._room.acquire()
         self._look()
         share, self._told = self.guest - self._told, self.guest
-        task = asyncio.create_task(self._send(len(self.digests), part, share))
+        task = asyncio.create_task(self._send(number, part, share))
         task.add_done_callback(lambda _: part.let_go())  # of one that is cancelled before it begins, too
         self._sending.add(task)
-        self._part = None
 
     def _look(self) -> None:
         """Raise what a part met."""
@@ -195,15 +199,14 @@ class Parts:
         self._progress("write", self.moved, self._total)
 
     async def end(self, header: bytes) -> None:
-        """The file is whole: send what is left, and the first part with its header at last."""
+        """The file is whole: send what is left, and the first part with its header at last, beside those still on their way."""
         if self._part is not None:
             await self._seal(self._part)
-        await asyncio.gather(*self._sending)
-        self._sending.clear()
         assert self._first is not None
         self._first.buffer[:len(header)] = header
-        await self._room.acquire()
-        await self._send(1, self._first, self._total - self.moved)
+        await self._begin(1, self._first)
+        await asyncio.gather(*self._sending)
+        self._sending.clear()
 
     async def stop(self) -> None:
         """Something failed: nothing is sent any more when this returns."""

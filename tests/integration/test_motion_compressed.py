@@ -130,14 +130,14 @@ async def test_parts_and_batches_in_memory_are_bounded(store: MemoryImageStore, 
 
 
 async def test_a_transfer_goes_on_while_others_have_all_of_the_memory(store: MemoryImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
-    """With buffers of its own, and then one part at a time."""
+    """With two buffers of its own: one part at a time, and at the end the first one beside the last."""
     disk, slow = tmp_path / "disk.qcow2", Slow(0.01)
     await make_disk(disk, seed)
     store._bucket.before = slow
     async with BUFFERS.room(BUFFERS.total), asyncio.timeout(60):
         image = await write(disk, store, part=MIB, workers=3)
     assert image.physical_size > 3 * MIB
-    assert slow.most == 1
+    assert slow.most <= 2
     assert BUFFERS.lent == 0
 
 

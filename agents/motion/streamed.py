@@ -21,7 +21,9 @@ from schema.failure import WorkFailed
 WHOLE = 16 << 20
 """Bytes of the largest part that is held in memory; larger ones are streamed."""
 SLICE = 2 << 20
+"""Bytes that are read at once, while those before are sent."""
 LENT = 1 << 20
+"""Bytes that a lent part is read by."""
 Fill = Callable[[int, memoryview, Callable[[], None]], Awaitable[None]]
 """Puts the bytes at an offset of the object into a view, then calls what blocks off the event loop, in the thread that read where
 there is one."""

@@ -30,6 +30,9 @@ CALLS = {
     "resume": ("agents/motion/", "agents/image_stores/", "agents/download.py", "agents/throttle.py"),
     "copy_file_range": ("agents/motion/",),
     "read_into": ("agents/motion/", "agents/hypervisors/", "agents/image_stores/", "agents/throttle.py"),
+    "read_here": ("agents/motion/", "agents/hypervisors/"),
+    "lent": ("agents/image_stores/",),
+    "slices": ("agents/image_stores/", "agents/throttle.py"),
 }
 """Method that only moves image bytes -> who calls it: motions, the plug-ins within themselves (a store's test of itself), and the
 limit on throughput, which hands on a motion's own calls when they are due."""
@@ -79,6 +82,7 @@ def test_no_other_path_moves_bytes() -> None:
     ("agents/motion/other.py", "import agents.libnbd\nimport agents.image_stores.s3_upload"),
     ("agents/scrubbing.py", "async def f(store):\n    return await store.begin('k', part_size=5)"),
     ("handlers/volume.py", "async def f(upload, data):\n    await upload.part(1, data)"),
+    ("agents/scrubbing.py", "def f(device, view):\n    device.read_here(view, 0)"),
     ("agents/operations.py", "async def f(store):\n    return await store.resume('k', part_size=5)"),
 ])
 def test_the_contract_sees_another_path(name: str, text: str) -> None:

@@ -247,7 +247,7 @@ class SwiftImageStore:
                 except ValueError:
                     raise Damaged("a page of the listing is not whole") from None
 
-            entries = await self.client.ask(f"list {start}", page)
+            entries = await self.client.ask(f"list {start} of the container {container}", page)
             for entry in entries:
                 name = str(entry.get("name", "/"))
                 if not name.endswith("/") and not (skip and name.startswith(skip)):  # a slash: other tools' folders

@@ -34,6 +34,17 @@ def data(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+async def snapped(hypervisor: Hypervisor, path: str, size: int) -> bytes:
+    """Makes a disk full of `data`, with a snapshot `t` of it; the data."""
+    await hypervisor.create(path, size)
+    content = data(size)
+    async with hypervisor.open(path, writable=True) as device:
+        await device.write(0, content)
+        await device.flush()
+    await hypervisor.take_snapshot(path, "t")
+    return content
+
+
 async def whole(device: BlockDevice) -> bytes:
     """Everything a small device holds."""
     return bytes(await device.read(0, device.size))
@@ -246,12 +257,7 @@ class HypervisorContract:
 
     async def test_many_read_at_once(self, hypervisor: Hypervisor, path: str, seed: int) -> None:
         dice = random.Random(seed)
-        await hypervisor.create(path, 16 * MIB)
-        content = data(16 * MIB)
-        async with hypervisor.open(path, writable=True) as device:
-            await device.write(0, content)
-            await device.flush()
-        await hypervisor.take_snapshot(path, "t")
+        content = await snapped(hypervisor, path, 16 * MIB)
 
         async def reads(device: BlockDevice) -> None:
             places = [(offset := dice.randrange(16 * MIB), dice.randrange(1, 16 * MIB - offset + 1)) for _ in range(24)]

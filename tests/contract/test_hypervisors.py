@@ -24,7 +24,7 @@ from agents.hypervisors.memory import DISKS, MemoryHypervisor
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageFormat
 from tests.contract.change_tracking import ChangeTrackingContract, blocks
-from tests.contract.hypervisor import CLUSTER, MIB, HypervisorContract, data, image_file, spans, whole
+from tests.contract.hypervisor import CLUSTER, MIB, HypervisorContract, data, image_file, snapped, spans, whole
 from tests.contract.resizing import ResizingContract
 
 
@@ -138,12 +138,7 @@ class TestKvm(HypervisorContract, ChangeTrackingContract, ResizingContract):
 
     @pytest.mark.parametrize("tag", ["", "t"])
     async def test_an_exporter_that_is_killed_is_an_error_and_no_end(self, hypervisor: Hypervisor, path: str, tag: str) -> None:
-        await hypervisor.create(path, 8 * MIB)
-        content = data(8 * MIB)
-        async with hypervisor.open(path, writable=True) as device:
-            await device.write(0, content)
-            await device.flush()
-        await hypervisor.take_snapshot(path, "t")
+        content = await snapped(hypervisor, path, 8 * MIB)
         async with hypervisor.open(path, tag=tag, writable=not tag) as device:
             if not tag:
                 await device.write(0, b"flushed")
@@ -205,12 +200,7 @@ class TestKvm(HypervisorContract, ChangeTrackingContract, ResizingContract):
 
     async def test_threads_of_others_read_it(self, hypervisor: Hypervisor, path: str) -> None:
         """More of them than there are connections, while the loop reads too; of the disk, and of a snapshot in it."""
-        await hypervisor.create(path, 8 * MIB)
-        content = data(8 * MIB)
-        async with hypervisor.open(path, writable=True) as device:
-            await device.write(0, content)
-            await device.flush()
-        await hypervisor.take_snapshot(path, "t")
+        content = await snapped(hypervisor, path, 8 * MIB)
 
         def read(device: ReadsHere, start: int) -> None:
             buffer = bytearray(CLUSTER + 512)

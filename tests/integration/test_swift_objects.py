@@ -79,6 +79,8 @@ async def test_a_container_that_is_gone_is_not_an_absent_object(swift_server: Sw
             await work  # type: ignore[misc] # coroutines of several results
         assert failed.value.failure.field == "details.container"
         assert "container does not exist" in failed.value.failure.cause
+    with pytest.raises(WorkFailed, match=f"the container {name} "):
+        await store.begin("a", part_size=PART)
     await store.aclose()
 
 

@@ -27,6 +27,7 @@ from agents.image_stores.base import (
     ReadsInto,
     Remote,
     Resumable,
+    Seen,
     StreamedUpload,
 )
 from agents.image_stores.details import EVERYWHERE
@@ -169,10 +170,10 @@ class _Resumes(_Store):
 class _Fills(_Store):
     """Of a store that fills buffers."""
 
-    async def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
+    async def read_into(self, key: str, offset: int, buffer: memoryview, seen: Seen | None = None) -> int:
         """See ReadsInto."""
         await _pass(self._limits, self, len(buffer))
-        return await cast(ReadsInto, self._store).read_into(key, offset, buffer)
+        return await cast(ReadsInto, self._store).read_into(key, offset, buffer, seen)
 
 
 class _Measures(_Store):

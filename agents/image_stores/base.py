@@ -19,6 +19,9 @@ from pydantic import BaseModel
 from schema.image import StoreSpec
 
 Bytes = bytes | bytearray | memoryview
+Seen = Callable[[int, memoryview], None]
+"""Told of bytes in a buffer as they come, off the event loop, while the processor's cache has them: (where in it, the bytes).
+From its beginning and in their order; a reading that is begun again tells from 0 on again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +144,9 @@ class ReadsInto(Protocol):
     """What a store that can fill a buffer of the caller's has beside the methods of ImageStore. Memory that is used again costs
     a third of memory that is new for each range."""
 
-    async def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
-        """As `read`, into the buffer: how many bytes of it were filled, all but past the end. Nothing writes to the buffer
-        once this has returned or raised."""
+    async def read_into(self, key: str, offset: int, buffer: memoryview, seen: Seen | None = None) -> int:
+        """As `read`, into the buffer: how many bytes of it were filled, all but past the end. `seen` was told of each of them.
+        Nothing writes to the buffer, and `seen` is not called, once this has returned or raised."""
 
 
 @runtime_checkable

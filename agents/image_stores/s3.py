@@ -29,7 +29,7 @@ from botocore.loaders import Loader
 from pydantic import BaseModel
 
 from agents import stall
-from agents.image_stores.base import Limits, ObjectInfo
+from agents.image_stores.base import Limits, ObjectInfo, Seen
 from agents.image_stores.details import read_details
 from agents.image_stores.probe import probe
 from agents.image_stores.s3_copy import copy
@@ -39,6 +39,7 @@ from agents.image_stores.s3_settings import Place, S3Settings, find_place
 from agents.image_stores.s3_upload import UNKNOWN, Body, S3Upload, answer_s, check_etag, md5, refuses_wrong_sum, send
 from agents.image_stores.security import ahead
 from agents.image_stores.trouble import Damaged, Trouble, at, back_off, opened
+from agents.uninterrupted import in_thread
 from schema.failure import WorkFailed
 from schema.image import StoreSpec
 
@@ -147,11 +148,14 @@ class S3ImageStore:
         await self._read(key, offset, length, room)
         return bytes(found)
 
-    async def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
+    async def read_into(self, key: str, offset: int, buffer: memoryview, seen: Seen | None = None) -> int:
         """See ReadsInto."""
-        if self._ranges is not None and await self._ranges.read_into(key, offset, buffer):
+        if self._ranges is not None and await self._ranges.read_into(key, offset, buffer, seen):
             return len(buffer)
-        return await self._read(key, offset, len(buffer), lambda size: buffer[:size])
+        count = await self._read(key, offset, len(buffer), lambda size: buffer[:size])
+        if seen is not None:
+            await in_thread(seen, 0, buffer[:count])
+        return count
 
     async def _read(self, key: str, offset: int, length: int, room: Callable[[int], memoryview]) -> int:
         """`length` bytes, fewer only past the end, into what `room` gives for as many as there are."""

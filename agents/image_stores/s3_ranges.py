@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from agents import stall
+from agents.image_stores.base import Seen
 from agents.uninterrupted import to_the_end
 
 PIECE = 512 << 10
@@ -71,14 +72,14 @@ class Ranges:
     _threads: ThreadPoolExecutor | None = None
     _context: ssl.SSLContext | None = None
 
-    async def read_into(self, key: str, offset: int, view: memoryview) -> bool:
+    async def read_into(self, key: str, offset: int, view: memoryview, seen: Seen | None = None) -> bool:
         """Fill `view` with the object's bytes from `offset` on. False: not to be had this way, and `view` holds anything."""
         if not self.works or not len(view):
             return False
         url, tell, line = await self._url(key), stall.from_thread(), _Line()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.most, "ranges")
-        reading = asyncio.get_running_loop().run_in_executor(self._threads, self._read, line, url, offset, view, tell)
+        reading = asyncio.get_running_loop().run_in_executor(self._threads, self._read, line, url, offset, view, tell, seen)
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -96,7 +97,8 @@ class Ranges:
             known = self._urls[key] = now + URL_S / 2, urlsplit(await self.sign(key, URL_S))
         return known[1]
 
-    def _read(self, line: _Line, url: SplitResult, offset: int, view: memoryview, tell: Callable[[], None]) -> bool:
+    def _read(self, line: _Line, url: SplitResult, offset: int, view: memoryview, tell: Callable[[], None],
+              seen: Seen | None) -> bool:
         """In a thread. One request on a connection that is idle, or on a new one."""
         try:
             made = line.connection = self._idle.pop() if self._idle else self._connect(url)
@@ -105,7 +107,7 @@ class Ranges:
         whole = False
         try:
             if not line.cut:
-                self._get(made, url, offset, view, tell)
+                self._get(made, url, offset, view, tell, seen)
                 whole = True
         except _NotPlain:
             self.works = False
@@ -131,7 +133,7 @@ class Ranges:
         return made
 
     def _get(self, made: http.client.HTTPConnection, url: SplitResult, offset: int, view: memoryview,
-             tell: Callable[[], None]) -> None:
+             tell: Callable[[], None], seen: Seen | None) -> None:
         end = offset + len(view) - 1
         made.request("GET", f"{url.path}?{url.query}", headers={"Range": f"bytes={offset}-{end}"})
         answer = made.getresponse()
@@ -145,6 +147,8 @@ class Ranges:
             got = answer.readinto(view[at:at + PIECE])
             if not got:
                 raise ValueError("it ended early")
+            if seen is not None:
+                seen(at, view[at:at + got])
             at += got
             tell()
         answer.readinto(bytearray(1))  # its end: the connection is free for the next request

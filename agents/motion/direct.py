@@ -28,7 +28,7 @@ from agents.motion.base import Progress
 from agents.motion.new_file import NewFile, runs
 from agents.motion.parallel import parallel
 from agents.motion.resuming import found, identity
-from agents.motion.streamed import WHOLE, LentPart, StreamedPart
+from agents.motion.streamed import LENT, WHOLE, LentPart, StreamedPart
 from agents.primary_stores.base import explain
 from agents.qcow2 import Layout, Piece
 from agents.transfer_record import TransferRecord
@@ -56,6 +56,8 @@ BAD_OBJECT = "restore another snapshot, and check the store"
 
 Summed = Callable[[Bytes], None]
 """Adds data to its part's sum. Blocking."""
+Take = Callable[[Bytes, int, Summed | None], Awaitable[None]]
+"""Takes bytes and their offset in the object; calls the third, if any, with them, in a thread that works on them anyway."""
 
 
 class FastDevice(Protocol):
@@ -120,7 +122,7 @@ async def write_image(device: BlockDevice, store: ImageStore, *, store_id: UUID,
         else:
             async with buffers.buffer(size) as buffer:
                 view = memoryview(buffer)[:length]
-                digests[number] = await _fill(device, layout, offset, view, partial(_sha256, view))
+                digests[number] = await _fill_and_sum(device, layout, offset, view)
                 acknowledged = await upload.part(number + 1, view, sha256=digests[number])
         if record is not None and acknowledged is not None:
             await record.add(number + 1, digests[number], acknowledged)
@@ -170,6 +172,23 @@ async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryvi
     for piece, target in await asyncio.to_thread(_places, layout, offset, view):
         await read_device(device, target, piece.guest)  # one by one: parallelism is between parts
     return await in_thread(then)
+
+
+async def _fill_and_sum(device: BlockDevice, layout: Layout, offset: int, view: memoryview) -> str:
+    """The bytes of one part into `view`; their sum. A thread that may read by itself sums each slice at once: its processor's
+    cache has it, and not the whole part."""
+    if not isinstance(device, ReadsHere):
+        return await _fill(device, layout, offset, view, partial(_sha256, view))
+
+    def both() -> str:
+        digest = hashlib.sha256()
+        for at in range(0, len(view), LENT):
+            piece = view[at:at + LENT]
+            _fill_here(device, layout, offset + at, piece)
+            digest.update(piece)
+        return digest.hexdigest()
+
+    return await in_thread(both)
 
 
 def _fill_here(device: ReadsHere, layout: Layout, offset: int, view: memoryview) -> None:
@@ -257,9 +276,10 @@ async def read_image(store: ImageStore, image: ImageRef, path: str, *, hyperviso
     await hypervisor.create(path, manifest.virtual_size)
     async with hypervisor.open(path, writable=True) as device:
 
-        async def take(data: Bytes, offset: int, summed: Summed) -> None:
+        async def take(data: Bytes, offset: int, summed: Summed | None) -> None:
             view = memoryview(data)
-            await in_thread(summed, view)
+            if summed is not None:
+                await in_thread(summed, view)
             for start, end in await asyncio.to_thread(runs, data):
                 await device.write(offset + start, view[start:end])
 
@@ -278,7 +298,7 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
         try:
             there = await found(file.descriptor, manifest, progress, workers) if resume else {}
 
-            async def take(data: Bytes, offset: int, summed: Summed) -> None:
+            async def take(data: Bytes, offset: int, summed: Summed | None) -> None:
                 await file.write(data, offset, holes=offset // manifest.part_size not in there, first=summed)
 
             whole = {number for number, right in there.items() if right}
@@ -292,10 +312,36 @@ async def _read_file(store: ImageStore, manifest: Manifest, path: str, progress:
     return done
 
 
-async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Bytes, int, Summed], Awaitable[None]],
-                      progress: Progress, workers: int, there: Collection[int] = ()) -> int:
-    """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take(data, offset, summed)`, in ranges, and
-    compare each part with the manifest. `summed` is called with the data, in a thread that works on it anyway.
+class _Sum:
+    """The sum of a part that is read range after range, each of them once more where that is needed."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._before = self._digest.copy()
+
+    def seen(self, at: int, data: memoryview) -> None:
+        """See Seen, of one range."""
+        if not at:
+            self._digest = self._before.copy()
+        self._digest.update(data)
+
+    def add(self, data: Bytes) -> None:
+        """The whole of one range."""
+        self.seen(0, memoryview(data))
+
+    def done(self) -> None:
+        """The range is there: another follows."""
+        self._before = self._digest.copy()
+
+    def found(self) -> str:
+        """Hexadecimal."""
+        return self._before.hexdigest()
+
+
+async def _read_parts(store: ImageStore, manifest: Manifest, take: Take, progress: Progress, workers: int,
+                      there: Collection[int] = ()) -> int:
+    """Hand every byte of the object, but of the parts (from 0) that are `there`, to `take`, in ranges, and compare each part with
+    the manifest.
 
     What is taken becomes a disk only when this returns, so a range need not wait for the rest of its part: memory is
     what `BUFFERS` has, whatever the parts. Raises WorkFailed naming the bytes of the first bad part."""
@@ -307,17 +353,18 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
             return
         start = at = number * manifest.part_size
         end = min(start + manifest.part_size, manifest.physical_size)
-        digest = hashlib.sha256()
+        digest = _Sum()
         while at < end:
-            async with _range(store, manifest.key, at, end - at) as data:
+            async with _range(store, manifest.key, at, end - at, digest) as (data, summed):
                 if not len(data):
                     raise manifests.ended(manifest, at)
-                await take(data, at, digest.update)
+                await take(data, at, summed)
+                digest.done()
                 at += len(data)
                 done += len(data)
             progress("read", done, manifest.physical_size)
-        if digest.hexdigest() != manifest.parts[number]:
-            raise manifests.bad_part(manifest, number, digest.hexdigest())
+        if digest.found() != manifest.parts[number]:
+            raise manifests.bad_part(manifest, number, digest.found())
 
     progress("read", done, manifest.physical_size)
     await parallel(len(manifest.parts), AT_WORK * workers, one)
@@ -325,11 +372,13 @@ async def _read_parts(store: ImageStore, manifest: Manifest, take: Callable[[Byt
 
 
 @contextlib.asynccontextmanager
-async def _range(store: ImageStore, key: str, offset: int, length: int) -> AsyncIterator[Bytes]:
-    """What the store has from there on, `length` bytes at most, within the process's buffers, while this is open."""
+async def _range(store: ImageStore, key: str, offset: int, length: int,
+                 digest: _Sum) -> AsyncIterator[tuple[Bytes, Summed | None]]:
+    """What the store has from there on, `length` bytes at most, within the process's buffers, while this is open; and what sums
+    it, where it is not summed yet."""
     if isinstance(store, ReadsInto):
         async with BUFFERS.buffer(WIDE) as buffer:
-            yield memoryview(buffer)[:await store.read_into(key, offset, memoryview(buffer)[:length])]
+            yield memoryview(buffer)[:await store.read_into(key, offset, memoryview(buffer)[:length], digest.seen)], None
     else:
         async with BUFFERS.room(2 * RANGE):  # such a store joins what it received: twice, for a moment
-            yield await store.read(key, offset, min(RANGE, length))
+            yield await store.read(key, offset, min(RANGE, length)), digest.add

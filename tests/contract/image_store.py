@@ -39,6 +39,22 @@ from tests.contract.image_store_scrub import ScrubContract
 __all__ = ["ImageStoreContract", "Place", "data", "keys"]
 
 
+class Told:
+    """A `Seen` that keeps what it is told, and insists on the order."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray()
+        self.times: list[int] = []
+        """Bytes that had been told, each time."""
+
+    def __call__(self, at: int, piece: memoryview) -> None:
+        if not at:
+            self.bytes.clear()
+        assert at == len(self.bytes)
+        self.bytes += piece
+        self.times.append(at)
+
+
 class ImageStoreContract(ResumeContract, ScrubContract, LinksContract):
     """What every image store must do."""
 
@@ -143,8 +159,9 @@ class ImageStoreContract(ResumeContract, ScrubContract, LinksContract):
         for offset, length in ((0, 1), (99_999, 1), (1, 65_536), (50_000, 50_000), (99_990, 100), (0, 0), (7, 0)):
             assert await store.read(key, offset, length) == body[offset : offset + length], (offset, length)
             if isinstance(store, ReadsInto):
-                buffer = bytearray(b"-" * length)
-                found = await store.read_into(key, offset, memoryview(buffer))
+                buffer, told = bytearray(b"-" * length), Told()
+                found = await store.read_into(key, offset, memoryview(buffer), told)
+                assert told.bytes == buffer[:found]
                 assert buffer == body[offset:offset + length][:found] + b"-" * (length - found), (offset, length)
                 assert found == max(0, min(length, len(body) - offset))
         assert await store.read(key, 100_000, 10) == b""

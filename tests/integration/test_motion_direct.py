@@ -21,7 +21,8 @@ from agents.buffers import Buffers
 from agents.hypervisors.base import Extent
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.hypervisors.memory import DISKS, MemoryHypervisor
-from agents.image_stores.base import ImageStore, Limits
+from agents.image_stores import base
+from agents.image_stores.base import ImageStore, Limits, ReadsInto
 from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
@@ -220,8 +221,35 @@ class TestForeign:
         assert draft.stat().st_size < 8 * MIB, "zeros are not stored"
 
 
+class Fills(MemoryImageStore):
+    """A store in memory that fills buffers, each at its second attempt."""
+
+    async def read_into(self, key: str, offset: int, buffer: memoryview, seen: base.Seen | None = None) -> int:
+        data = await self.read(key, offset, len(buffer))
+        buffer[:len(data)] = data
+        if seen is not None:
+            half = len(data) // 2
+            seen(0, memoryview(bytes(half)))
+            seen(0, buffer[:half])
+            seen(half, buffer[half:len(data)])
+        return len(data)
+
+
 class TestDamage:
     """What is wrong in the store is said, with its bytes."""
+
+    @pytest.mark.parametrize("part", [MIB, 10 * MIB, 24 * MIB], ids=["one range", "two ranges", "three"])
+    async def test_a_range_that_was_read_twice_is_summed_once(self, memory: MemoryImageStore, tmp_path: Path, part: int) -> None:
+        """And what a store says of its bytes as they come is all that is compared: a changed byte is found."""
+        body = random.Random(1).randbytes(20 * MIB + 5)
+        image = await put_image(memory, body, ImageFormat.QCOW2, 20 * MIB, part=part)
+        fills = Fills(memory._bucket)
+        assert isinstance(fills, ReadsInto)
+        await read(fills, image, tmp_path / "draft")
+        assert (tmp_path / "draft").read_bytes() == body
+        memory._bucket.objects[image.key] = body[:-1] + bytes([body[-1] ^ 1])
+        with pytest.raises(WorkFailed, match="are not what was written"):
+            await read(fills, image, tmp_path / "other")
 
     @pytest.mark.parametrize("image_format", [ImageFormat.QCOW2, ImageFormat.RAW])
     async def test_a_changed_byte_names_its_part(self, memory: MemoryImageStore, tmp_path: Path, image_format: ImageFormat) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from agents.image_stores.s3_ranges import Ranges
+from tests.contract.image_store import Told
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
 
@@ -83,6 +84,24 @@ async def test_fills_the_buffer_and_uses_the_connection_again(server: Server) ->
             assert await reader.read_into("k", offset, memoryview(buffer))
             assert bytes(buffer) == BODY[offset:offset + length]
         assert len(reader._idle) == 1
+
+
+async def test_every_piece_is_told_of_once_in_its_order(server: Server) -> None:
+    async with ranges(server) as reader:
+        told = Told()
+        assert await reader.read_into("k", 7, memoryview(bytearray(1_999_999)), told)
+    assert told.bytes == BODY[7:2_000_006]
+    assert len(told.times) > 3 and told.times.count(0) == 1
+
+
+async def test_after_an_answer_that_broke_it_is_told_from_the_beginning(server: Server) -> None:
+    async with ranges(server) as reader:
+        server.lie, told = "cut", Told()
+        assert not await reader.read_into("k", 0, memoryview(bytearray(2 << 20)), told)
+        assert BODY.startswith(told.bytes) and len(told.bytes) <= 1 << 20
+        server.lie = ""
+        assert await reader.read_into("k", 0, memoryview(bytearray(2 << 20)), told)
+    assert told.bytes == BODY
 
 
 async def test_many_at_once(server: Server) -> None:

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 SECONDS = 60.0
 EVERY_S = 0.05
-"""Seconds between two words of a thread that bytes moved: the clock may be short by so much."""
+"""Seconds for which a thread does not tell again that bytes moved, and for which the clock is not started again."""
 CLEAN_S = 5.0
 """Seconds that cleaning up may take after a stall: what did not move before hardly answers now."""
 MOVING = {"download": "the download", "write": "the transfer into the image store",
@@ -40,18 +40,26 @@ class _Watch:
     def __init__(self, progress: Progress, limit: asyncio.Timeout, seconds: float) -> None:
         self._progress, self._limit, self.seconds = progress, limit, seconds
         self._loop = asyncio.get_running_loop()
+        self._set = 0.0
+        """When the clock was started last."""
         self.stage, self.done, self.total = "", 0, 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if (stage, done) != (self.stage, self.done):
             self.stage, self.done, self.total = stage, done, total
-            self.onward()
+            self._start()
         self._progress(stage, done, total)
 
     def onward(self) -> None:
         """Something moved: the clock starts again."""
+        if self._loop.time() - self._set >= EVERY_S:  # to set a timer for each piece costs a third of sending it
+            self._start()
+
+    def _start(self) -> None:
         if not self._limit.expired():
-            self._limit.reschedule(self._loop.time() + self.seconds if self.stage in MOVING else None)
+            self._set = self._loop.time()
+            # Later by what a thread and this clock may be late: what moves is never ended.
+            self._limit.reschedule(self._set + self.seconds + 2 * EVERY_S if self.stage in MOVING else None)
 
     @property
     def stalled(self) -> bool:
@@ -130,4 +138,4 @@ def cleaning() -> float | None:
     return CLEAN_S if watch is not None and watch.stalled else None
 
 
-__all__ = ["SECONDS", "Stalled", "cleaning", "from_thread", "moved", "seconds", "stalled", "watched"]
+__all__ = ["EVERY_S", "SECONDS", "Stalled", "cleaning", "from_thread", "moved", "seconds", "stalled", "watched"]

@@ -326,8 +326,18 @@ async def send(body: AnyBody, silence_s: float, call: Callable[[AnyBody], Awaita
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
 
+        started = -1.0
+        """When its clock was; not for each piece, since to set a timer costs a third of sending it."""
+
         def onward(last: bool) -> None:
-            limit.reschedule(None if last else loop.time() + silence_s)
+            nonlocal started
+            now = loop.time()
+            if last:
+                started = -1.0
+                limit.reschedule(None)
+            elif started < 0 or now - started >= stall.EVERY_S:
+                started = now
+                limit.reschedule(now + silence_s + stall.EVERY_S)
             stall.moved()
 
         body.moved = onward

@@ -35,6 +35,20 @@ async def test_bytes_below_a_part_count_also_from_tasks_and_threads() -> None:
     assert await stall.watched(work, no_progress, 0.3) == "whole"
 
 
+async def test_movement_that_starts_no_clock_again_counts_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stall, "EVERY_S", 0.5)
+
+    async def work(progress: Progress) -> str:
+        progress("read", 0, 8)
+        await asyncio.sleep(0.4)
+        stall.moved()  # too soon for the clock
+        await asyncio.sleep(0.9)
+        stall.moved()
+        return "whole"
+
+    assert await stall.watched(work, no_progress, 1.0) == "whole"
+
+
 async def test_silence_ends_it_with_what_and_how_far_after_it_cleaned_up() -> None:
     told: list[float | None] = []
 

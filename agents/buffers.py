@@ -76,6 +76,11 @@ class Buffers:
         self._shrink()
         return buffer
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for room. May be asked in any thread."""
+        return bool(self._waiting)
+
     def give_back(self, buffer: memoryview) -> None:
         """Give back what `try_borrow` lent."""
         self._kept.append(buffer)

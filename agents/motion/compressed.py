@@ -1,91 +1,63 @@
 """Compressed motion: a disk written to a store as a qcow2 with zstd clusters, compressed on the way. No byte rests anywhere else.
 
-Owns the pipeline: clusters are read and compressed in threads, several batches at once and used in their order; the file
-grows, and each part goes out as soon as it is full; the first part, which has the header, goes last. Unlike direct motion's,
-parts depend on one another, so a transfer that was interrupted starts again. Memory: the first part, one that is being filled or
-on its way, and one batch, whatever there is; batches ahead and more parts come from the process's buffers while there is room.
-Where parts are too large, nothing is compressed.
+Owns the threads that read, compress and lay clusters down, and their order. Each works on batches of its own; when the turn of
+one has come, its thread lays it into the file's parts and sums them, all while its processor's cache has the bytes. The event
+loop sends parts, and sees no other bytes. Unlike direct motion's, parts depend on one another, so a transfer that was interrupted
+starts again. Rule: the file and the part that is being filled are touched by the thread whose turn it is alone, and no thread
+runs once `run` has ended. Memory: one batch, whatever there is, beside the parts'; other threads have their batch from the
+process's buffers while there is room, and give it back when somebody waits for it. Where parts are too large, nothing is
+compressed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import threading
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from agents import manifest as manifests
 from agents.buffers import BUFFERS
-from agents.hypervisors.base import BlockDevice
-from agents.image_stores.base import ImageStore, Upload
+from agents.hypervisors.base import BlockDevice, ReadsHere
+from agents.image_stores.base import Bytes, ImageStore, Upload
 from agents.motion.base import Progress
-from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device_then, write_image
+from agents.motion.direct import WORKERS, leave_nothing, part_size, read_device, write_image
+from agents.motion.parts import PART, Parts
 from agents.motion.streamed import WHOLE
 from agents.qcow2 import CLUSTER, Layout
 from agents.qcow2_compressed import RUN, CompressedFile
-from agents.uninterrupted import in_thread, to_the_end
+from agents.uninterrupted import to_the_end
 from schema.failure import Refused
 from schema.image import ImageFormat, ImageRef, Manifest
 
+T = TypeVar("T")
+
 BATCH = 16
 """Clusters that are read and compressed together: 1 MiB."""
-AHEAD = min(8, 2 + (os.cpu_count() or 1))
-"""Batches that are read or compressed, or wait for their turn."""
 ROOM = 2 * BATCH * CLUSTER
 """Bytes of a batch, and of what it is compressed to."""
-PART = 5 << 20
-"""Bytes of a part, unless the store or the object's size asks for more: two are held. No S3 store takes smaller ones."""
+THREADS = min(8, 1 + (os.cpu_count() or 1))
+"""Of one transfer: one more than processors, since one may wait for its turn."""
 LEVEL = 1
 WORTH = CLUSTER - CLUSTER // 8
 """Bytes that a compressed cluster may have; a larger one is written as it is, which is quicker to read."""
 
-Packed = list[tuple[int, memoryview | None, memoryview]]
-"""(guest cluster, compressed, raw), all of it in the batch's buffer."""
-
-
-_OWN = threading.local()
-"""Each thread's compressor: a new one for each batch costs the kernel its memory each time."""
-
 
 def _compressor() -> Any:
-    """This thread's own compressor. Raises Refused without the package."""
+    """A new one. Raises Refused without the package."""
     try:
         import zstandard
     except ImportError:
         raise Refused("this agent cannot compress with zstd", field="compression",
                       remedy="pip install 'storebus[zstd]' on its host, or set STOREBUS_SNAPSHOT_COMPRESSION=none") from None
-    if not hasattr(_OWN, "compressor"):
-        _OWN.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
-    return _OWN.compressor
-
-
-def _pack(first: int, count: int, buffer: memoryview) -> Packed:
-    """Compress the clusters in the first half of a batch's buffer into its second. The interpreter's lock is free meanwhile."""
-    compressor = _compressor()
-    view, end = memoryview(buffer), ROOM // 2
-    packed: Packed = []
-    for number in range(count):
-        raw = view[number * CLUSTER:(number + 1) * CLUSTER]
-        small: bytes = compressor.compress(raw)
-        at, end = end, end + (len(small) if len(small) <= WORTH else 0)
-        view[at:end] = small[:end - at]  # at once: kept, thousands of them would leave the heap in pieces
-        packed.append((first + number, view[at:end] if end > at else None, raw))
-    return packed
-
-
-def _batches(layout: Layout) -> Iterator[tuple[int, int]]:
-    """(first guest cluster, how many) in guest order."""
-    for run in layout.runs:
-        for at in range(0, run.count, BATCH):
-            yield run.guest + at, min(BATCH, run.count - at)
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
 
 async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: UUID, key: str, kind: str, thing_id: UUID,
@@ -106,9 +78,15 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
     upload: Upload | None = None
     try:
         upload = await to_the_end(store.begin(key, part_size=size), undo=lambda begun: begun.abort())
-        parts = Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER)
+        parts = Parts(upload, size, workers, progress, layout.data_clusters * CLUSTER, summed=True)
         progress("write", 0, layout.data_clusters * CLUSTER)  # from here on bytes should move
-        file = await _pump(device, layout, parts)
+        file = CompressedFile(device.size)
+        try:
+            await Packing(device, layout, file, parts).run()
+            await parts.end(file.header)
+        except BaseException:
+            await parts.stop()
+            raise
         progress("verify", parts.moved, parts.moved)
         made = await upload.complete(file.size)
         root = manifests.root_of(parts.digests)
@@ -123,178 +101,183 @@ async def write_compressed(device: BlockDevice, store: ImageStore, *, store_id: 
                     root=root)
 
 
-class Parts:
-    """Cuts the growing file into parts and sends them, some at once; the first one waits for its header."""
+class _Stopped(Exception):
+    """The transfer has ended: so do its threads."""
 
-    def __init__(self, upload: Upload, size: int, workers: int, progress: Progress, total: int) -> None:
-        self._upload, self._size, self._progress, self._total = upload, size, progress, total
-        self._room = asyncio.Semaphore(workers)
-        self._sending: set[asyncio.Task[None]] = set()
-        self._part: _Part | None = _Part(memoryview(bytearray(size)), lent=False)
-        """The one that is being filled. None: it has no buffer yet."""
-        self._first: _Part | None = None
-        self._told = 0
-        self.digests: list[str] = []
-        self.guest = 0
-        """Bytes of the disk that are in the file so far."""
-        self.moved = 0
-        """Those that the store has."""
 
-    async def add(self, data: bytes | bytearray | memoryview) -> None:
-        """The next bytes of the file. Waits while too many parts are on their way; raises what one of them met."""
-        at = 0
-        view = memoryview(data)
-        while at < len(view):
-            if self._part is None:
-                self._part = await self._empty()
-            part = self._part
-            step = min(self._size - part.filled, len(view) - at)
-            part.buffer[part.filled:part.filled + step] = view[at:at + step]
-            part.filled += step
-            at += step
-            if part.filled == self._size:
-                await self._seal(part)
+class Packing:
+    """One disk on its way into the parts of one file."""
 
-    async def _seal(self, part: _Part) -> None:
-        self.digests.append("")
-        if self._first is None:
-            self._first, self._part = part, None
-            return
-        await self._begin(len(self.digests), part)
-        self._part = None
+    def __init__(self, device: BlockDevice, layout: Layout, file: CompressedFile, parts: Parts) -> None:
+        self._device, self._file, self._parts = device, file, parts
+        self._batches = enumerate(_batches(layout))
+        self._more = True
+        """There are batches that no thread has taken."""
+        self._turn, self._stopped = 0, False
+        """Number of the batch that is laid down next; no thread may go on."""
+        self._lock = threading.Lock()
+        """Of these four."""
+        self._waiting: dict[int, threading.Lock] = {}
+        """Number of a batch -> what its thread waits at. A condition would wake all of them at each turn."""
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(THREADS, "pack")
+        self._packing: set[asyncio.Future[None]] = set()
+        self._asked: set[asyncio.Task[Any]] = set()
+        """What threads wait for the event loop to do."""
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
-    async def _begin(self, number: int, part: _Part) -> None:
-        """Send it as soon as fewer are on their way than may be."""
-        await self._room.acquire()
-        self._look()
-        share, self._told = self.guest - self._told, self.guest
-        task = asyncio.create_task(self._send(number, part, share))
-        task.add_done_callback(lambda _: part.let_go())  # of one that is cancelled before it begins, too
-        self._sending.add(task)
-
-    def _look(self) -> None:
-        """Raise what a part met."""
-        for task in [task for task in self._sending if task.done()]:
-            self._sending.discard(task)
-            task.result()
-
-    async def _empty(self) -> _Part:
-        """Room for the next part. While others have all that the process lends, a transfer goes on with a buffer of its own, one
-        part at a time: none may wait for another's."""
-        while (lent := BUFFERS.try_borrow(self._size)) is None:
-            if not self._sending:
-                return _Part(memoryview(bytearray(self._size)), lent=False)
-            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-            self._look()
-        return _Part(lent, lent=True)
-
-    async def _send(self, number: int, part: _Part, share: int) -> None:
+    async def run(self) -> None:
+        """Lay down all of the file; its header is known then. Raises what the device or a part met."""
+        await self._parts.add(bytes(CLUSTER))  # the header's room
+        self._begin(memoryview(bytearray(ROOM)), lent=False)  # one goes on however little room there is
+        self._begin_more()
         try:
-            view = part.buffer[:part.filled]
-            self.digests[number - 1] = digest = await in_thread(lambda: hashlib.sha256(view).hexdigest())
-            await self._upload.part(number, view, sha256=digest)
+            await self._ended
+        except BaseException:
+            self._stop()
+            for task in self._asked:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
+                await to_the_end(asyncio.gather(*self._packing, return_exceptions=True))
+            raise
         finally:
-            self._room.release()
-        self.moved += share
-        self._progress("write", self.moved, self._total)
+            self._threads.shutdown(wait=False)
 
-    async def end(self, header: bytes) -> None:
-        """The file is whole: send what is left, and the first part with its header at last, beside those still on their way."""
-        if self._part is not None:
-            await self._seal(self._part)
-        assert self._first is not None
-        self._first.buffer[:len(header)] = header
-        await self._begin(1, self._first)
-        await asyncio.gather(*self._sending)
-        self._sending.clear()
+    def _begin_more(self) -> None:
+        """As many threads as there is room for: half of the buffers is for parts on their way."""
+        while (self._more and not self._stopped and len(self._packing) < THREADS and BUFFERS.lent < BUFFERS.total // 2
+               and (room := BUFFERS.try_borrow(ROOM)) is not None):
+            self._begin(room, lent=True)
 
-    async def stop(self) -> None:
-        """Something failed: nothing is sent any more when this returns."""
-        if self._part is not None:
-            self._part.let_go()
-        for task in self._sending:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await to_the_end(asyncio.gather(*self._sending, return_exceptions=True))
+    def _begin(self, room: memoryview, *, lent: bool) -> None:
+        batch = room[:ROOM // 2]  # the other half stands for what it is compressed to
+        packing = self._loop.run_in_executor(self._threads, partial(copy_context().run, self._pack, batch, lent))
+        self._packing.add(packing)
+
+        def end(packing: asyncio.Future[None]) -> None:
+            self._packing.discard(packing)
+            if lent:
+                BUFFERS.give_back(room)
+            error = None if packing.cancelled() else packing.exception()
+            if self._ended.done():
+                return
+            if error is not None:
+                self._ended.set_exception(error)
+            elif not self._packing and self._stopped:
+                self._ended.cancel()
+            elif not self._packing:
+                self._ended.set_result(None)
+
+        packing.add_done_callback(end)
+
+    # --- in its threads ----------------------------------------------------------------------------------------------
+
+    def _pack(self, batch: memoryview, lent: bool) -> None:
+        """Batch after batch, to the end or until somebody waits for the memory."""
+        try:
+            compressor = _compressor()
+            while (found := self._next(lent)) is not None:
+                number, (first, count) = found
+                packed = [(first + index, _smaller(compressor, raw), raw)
+                          for index, raw in enumerate(self._read(batch[:count * CLUSTER], first * CLUSTER))]
+                self._wait_for(number)
+                for guest, small, raw in packed:
+                    for data in self._file.add(guest, small, raw):
+                        self._lay(data)
+                if not count:
+                    for data in self._file.end():
+                        self._lay(data)
+                self._parts.done += count * CLUSTER
+                self._pass(number + 1)
+        except _Stopped:
+            self._stop()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _next(self, lent: bool) -> tuple[int, tuple[int, int]] | None:
+        with self._lock:
+            if self._stopped or (lent and BUFFERS.wanted):
+                return None
+            found = next(self._batches, None)
+            self._more = found is not None
+            return found
+
+    def _read(self, view: memoryview, offset: int) -> list[memoryview]:
+        """The clusters of a batch."""
+        if not len(view):
+            return []
+        there = min(len(view), self._device.size - offset)
+        view[there:] = bytes(len(view) - there)
+        if isinstance(self._device, ReadsHere):
+            self._device.read_here(view[:there], offset)
+        else:
+            self._on_loop(partial(read_device, self._device, view[:there], offset))
+        return [view[at:at + CLUSTER] for at in range(0, len(view), CLUSTER)]
+
+    def _wait_for(self, number: int) -> None:
+        gate = threading.Lock()
+        with self._lock:
+            if self._turn != number and not self._stopped:
+                gate.acquire()
+                self._waiting[number] = gate
+        with gate:
+            if self._stopped:
+                raise _Stopped
+
+    def _pass(self, number: int) -> None:
+        with self._lock:
+            self._turn = number
+            gate = self._waiting.pop(number, None)
+        if gate is not None:
+            gate.release()
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            gates, self._waiting = self._waiting, {}
+        for gate in gates.values():
+            gate.release()
+
+    def _lay(self, data: Bytes) -> None:
+        view, at = memoryview(data), 0
+        while at < len(view):
+            at += self._parts.part.lay(view[at:])
+            if self._parts.part.full:
+                self._on_loop(self._exchange)
+
+    async def _exchange(self) -> None:
+        await self._parts.exchange()
+        self._begin_more()
+
+    def _on_loop(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the event loop makes of it; its task has ended then. Raises _Stopped when it was cancelled."""
+        ended: Future[asyncio.Task[T]] = Future()
+
+        def begin() -> None:
+            task = self._loop.create_task(call())
+            self._asked.add(task)
+            task.add_done_callback(self._asked.discard)
+            task.add_done_callback(ended.set_result)
+            if self._stopped:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(begin)
+        task = ended.result()
+        if task.cancelled():
+            raise _Stopped
+        return task.result()
 
 
-@dataclass(slots=True)
-class _Part:
-    """Bytes of the file that go out together."""
-
-    buffer: memoryview
-    lent: bool
-    """By the process's buffers; else it is the transfer's own."""
-    filled: int = 0
-
-    def let_go(self) -> None:
-        """Nobody needs its bytes any more."""
-        if self.lent:
-            BUFFERS.give_back(self.buffer)
-        self.lent, self.buffer = False, memoryview(b"")
+def _smaller(compressor: Any, raw: memoryview) -> bytes | None:
+    """A cluster compressed; None where that is not worth it."""
+    small: bytes = compressor.compress(raw)
+    return small if len(small) <= WORTH else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Clusters on their way from the disk into the file."""
-
-    task: asyncio.Task[Packed]
-    guest: int
-    """Bytes of the disk."""
-    buffer: memoryview
-    lent: bool
-    """By the process's buffers; else it is the transfer's own."""
-
-
-async def _pump(device: BlockDevice, layout: Layout, parts: Parts) -> CompressedFile:
-    """Read, compress and seal, in order; the finished file."""
-    file = CompressedFile(device.size)
-    ahead: deque[_Batch] = deque()
-    batches = _batches(layout)
-    own: memoryview | None = memoryview(bytearray(ROOM))  # one batch goes on however little room there is
-
-    async def pack(first: int, count: int, buffer: memoryview) -> Packed:
-        there = min(count * CLUSTER, device.size - first * CLUSTER)
-        buffer[there:count * CLUSTER] = bytes(count * CLUSTER - there)
-        return await read_device_then(device, buffer[:there], first * CLUSTER, partial(_pack, first, count, buffer))
-
-    try:
-        await parts.add(bytes(CLUSTER))  # the header's room
-        while True:
-            while len(ahead) < AHEAD:
-                room = own is None and BUFFERS.lent < BUFFERS.total // 2  # the other half is for parts on their way
-                lent = BUFFERS.try_borrow(ROOM) if room else None
-                buffer = own or lent
-                found = next(batches, None) if buffer is not None else None
-                if lent is not None and found is None:
-                    BUFFERS.give_back(lent)
-                if buffer is None or found is None:
-                    break
-                own = None if lent is None else own
-                ahead.append(_Batch(asyncio.create_task(pack(*found, buffer)), found[1] * CLUSTER, buffer, lent is not None))
-            if not ahead:
-                break
-            batch = ahead[0]
-            for number, packed, raw in await batch.task:
-                for data in file.add(number, packed, raw):
-                    await parts.add(data)
-            ahead.popleft()
-            if batch.lent:
-                BUFFERS.give_back(batch.buffer)
-            else:
-                own = batch.buffer
-            parts.guest += batch.guest
-        for data in file.end():
-            await parts.add(data)
-        await parts.end(file.header)
-    except BaseException:
-        for batch in ahead:
-            batch.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # what happened first is what is raised
-            await to_the_end(asyncio.gather(*(batch.task for batch in ahead), return_exceptions=True))
-        for batch in ahead:
-            if batch.lent:
-                BUFFERS.give_back(batch.buffer)
-        await parts.stop()
-        raise
-    return file
+def _batches(layout: Layout) -> Iterator[tuple[int, int]]:
+    """(first guest cluster, how many) in guest order; none at the end."""
+    for run in layout.runs:
+        for at in range(0, run.count, BATCH):
+            yield run.guest + at, min(BATCH, run.count - at)
+    yield 0, 0

@@ -19,11 +19,10 @@ from agents import manifest as manifests
 from agents.hypervisors.base import BlockDevice, Extent
 from agents.image_stores.base import ImageStore, Upload
 from agents.motion.base import Progress
-from agents.motion.compressed import PART as COMPRESSED_PART
-from agents.motion.compressed import Parts
 from agents.motion.delta import backing_name, is_delta_of, read_tables
 from agents.motion.direct import BAD_OBJECT, WORKERS, leave_nothing, part_size, write_image
 from agents.motion.overlay import Overlay
+from agents.motion.parts import PART, Parts
 from agents.motion.streamed import WHOLE
 from agents.motion.verified import Kept, VerifiedObject
 from agents.qcow2 import BACKING_MAX, CLUSTER, HEADER, L2_ENTRIES, Layout
@@ -191,7 +190,7 @@ async def _write_compressed(base: VerifiedObject, tables: CompressedTables, abov
                             progress: Progress, workers: int) -> ImageRef:
     """From the beginning to the end, the compressed clusters as they are."""
     total = base.manifest.physical_size + sum(link.file.manifest.physical_size for link in above)
-    size = part_size(total + total // 8 + 2 * RUN, target.store.limits, COMPRESSED_PART)
+    size = part_size(total + total // 8 + 2 * RUN, target.store.limits, PART)
     if size > WHOLE:
         raise Refused(f"the compressed object {base.manifest.key} is too large to be merged in this store: its parts would have "
                       f"{size} bytes, and {WHOLE} is the most that is held", field="links")
@@ -207,7 +206,7 @@ async def _write_compressed(base: VerifiedObject, tables: CompressedTables, abov
             async for guest, packed, raw in _clusters(base, tables, _Seen(tables.virtual_size, above, overlay), overlay):
                 for data in file.add(guest, packed, raw):
                     await parts.add(data)
-                parts.guest = min(total, file.size)
+                parts.done = min(total, file.size)
             for data in file.end():
                 await parts.add(data)
             await parts.end(file.header)

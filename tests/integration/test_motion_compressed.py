@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from agents.buffers import BUFFERS
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.memory import MemoryImageStore
 from agents.manifest import verify_object
+from agents.motion import compressed
 from agents.motion.compressed import write_compressed
 from agents.motion.direct import read_image
 from agents.qcow2 import CLUSTER
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageRef, StoreSpec
 from tests.support.images import MIB, img
+from tests.support.noise import LoopNoise, Noise, ThreadNoise
 
 pytestmark = pytest.mark.needs_qemu
 SIZE = 96 * MIB + 1536
@@ -49,8 +53,31 @@ async def make_disk(path: Path, seed: int) -> None:
 
 async def write(path: Path, store: MemoryImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
     async with KvmHypervisor().open(str(path)) as device:
-        return await write_compressed(device, store, store_id=uuid4(), key="i/k.qcow2", kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
-                                      work="w.1", installation="i", progress=progress, **more)
+        return await write_device(device, store, progress, **more)
+
+
+async def write_device(device: Any, store: MemoryImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
+    return await write_compressed(device, store, store_id=uuid4(), key="i/k.qcow2", kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
+                                  work="w.1", installation="i", progress=progress, **more)
+
+
+async def nothing_left(store: MemoryImageStore) -> None:
+    """No object, no upload, no lent memory, and no thread that goes on."""
+    assert [entry async for entry in store.list("")] == []
+    assert list(await store.unfinished("")) == []
+    assert BUFFERS.lent == 0
+    for _ in range(100):
+        if not (left := [thread.name for thread in threading.enumerate() if thread.name.startswith("pack")]):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(left)
+
+
+@pytest.fixture(params=[LoopNoise, ThreadNoise])
+def noise(request: pytest.FixtureRequest) -> type[Noise]:
+    """Both kinds of device."""
+    kind: type[Noise] = request.param
+    return kind
 
 
 @pytest.mark.parametrize("part", [MIB, 8 * MIB, 16 * MIB])
@@ -101,9 +128,74 @@ async def test_a_failure_leaves_nothing(store: MemoryImageStore, tmp_path: Path,
     with pytest.raises(asyncio.CancelledError if where == "cancel" else WorkFailed):
         await task
     store._bucket.before = None
-    assert [entry async for entry in store.list("")] == []
-    assert list(await store.unfinished("")) == []
-    assert BUFFERS.lent == 0
+    await nothing_left(store)
+
+
+async def test_threads_that_are_late_keep_the_order(store: MemoryImageStore, tmp_path: Path, qemu: None, noise: type[Noise], seed: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are read and compressed in any order, some much later than others, and lie in the file in theirs."""
+    monkeypatch.setattr(compressed, "THREADS", 6)
+    dice, real = random.Random(seed), compressed._smaller
+
+    def late(compressor: Any, raw: memoryview) -> bytes | None:
+        if dice.random() < 0.05:
+            time.sleep(dice.random() / 20)
+        return real(compressor, raw)
+
+    monkeypatch.setattr(compressed, "_smaller", late)
+    device = noise(40 * MIB + 512)
+    for at in range(0, len(device.data), 3 * CLUSTER):  # else nothing is compressed
+        device.data[at:at + CLUSTER] = bytes([at // CLUSTER % 255]) * len(device.data[at:at + CLUSTER])
+    image = await write_device(device, store, part=MIB)
+    assert (await verify_object(store, image.key)).root == image.root
+    (tmp_path / "object.qcow2").write_bytes(await store.read(image.key, 0, image.physical_size))
+    (tmp_path / "raw").write_bytes(device.data)
+    img("check", "-f", "qcow2", str(tmp_path / "object.qcow2"))
+    img("compare", "-f", "raw", "-F", "qcow2", str(tmp_path / "raw"), str(tmp_path / "object.qcow2"))
+    if noise is ThreadNoise:
+        assert threading.get_ident() not in device.threads and len(device.threads) > 1
+
+
+async def test_a_disk_that_cannot_be_read_says_so_and_leaves_nothing(store: MemoryImageStore, noise: type[Noise]) -> None:
+    def spoil(device: Noise, buffer: memoryview) -> None:
+        if device.read_bytes > 10 * MIB:
+            raise WorkFailed("the disk cannot be read", field="volumeid")
+
+    with pytest.raises(WorkFailed, match="the disk cannot be read"):
+        await write_device(noise(20 * MIB, spoil), store, part=MIB)
+    await nothing_left(store)
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+async def test_cancelled_while_one_side_stands_it_ends_at_once(store: MemoryImageStore, where: str) -> None:
+    """Threads that wait for the disk, for a part to go out, or for their turn go home."""
+    stands = asyncio.Event()
+
+    async def stand(*_: Any) -> None:
+        stands.set()
+        await asyncio.sleep(3600)
+
+    class Hangs(LoopNoise):
+        async def read_into(self, buffer: memoryview, offset: int) -> None:
+            if where == "disk" and self.read_bytes > 5 * MIB:
+                await stand()
+            await super().read_into(buffer, offset)
+
+    async def before(name: str, key: str) -> None:
+        if where == "store" and name == "part":
+            await stand()
+
+    store._bucket.before = before
+    task = asyncio.create_task(write_device(Hangs(40 * MIB), store, part=MIB, workers=2))
+    await asyncio.wait_for(stands.wait(), 60)
+    await asyncio.sleep(0.2)
+    began = asyncio.get_running_loop().time()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.get_running_loop().time() - began < 5
+    store._bucket.before = None
+    await nothing_left(store)
 
 
 class Slow:

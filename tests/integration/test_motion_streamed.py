@@ -16,7 +16,6 @@ from uuid import uuid4
 import pytest
 
 from agents.buffers import Buffers
-from agents.hypervisors.base import Extent
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.base import ImageStore, LentSource
 from agents.image_stores.folder import FolderImageStore
@@ -32,44 +31,10 @@ from schema.image import ImageRef, StoreSpec
 from tests.services.s3_fixture import s3_spec
 from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img, make_disk
+from tests.support.noise import LoopNoise, Noise, ThreadNoise
 
 PART, WHOLE, ROOM = 6 * MIB, 2 * MIB, 9 * MIB
 """S3 has no smaller parts than 5 MiB. Two slices of 2 MiB each: the buffers hold two parts' slices, never a part and a half."""
-
-
-class Noise:
-    """A device of noise, which counts what is read of it, and may go bad."""
-
-    def __init__(self, size: int, spoil: Callable[[Noise, memoryview], None] = lambda device, buffer: None) -> None:
-        self.data = bytearray(random.Random(4).randbytes(size))
-        self.size, self.read_bytes, self._spoil, self._one = size, 0, spoil, threading.Lock()
-        self.threads: set[int] = set()
-
-    async def extents(self) -> list[Extent]:
-        return [Extent(offset=0, length=self.size, zero=False)]
-
-    def fill(self, buffer: memoryview, offset: int) -> None:
-        """As all reading does it."""
-        with self._one:
-            buffer[:] = self.data[offset:offset + len(buffer)]
-            self.read_bytes += len(buffer)
-            self.threads.add(threading.get_ident())
-            self._spoil(self, buffer)
-
-
-class LoopNoise(Noise):
-    """Read by the event loop alone."""
-
-    async def read_into(self, buffer: memoryview, offset: int) -> None:
-        await asyncio.sleep(0)
-        self.fill(buffer, offset)
-
-
-class ThreadNoise(Noise):
-    """Read by any thread."""
-
-    def read_here(self, buffer: memoryview, offset: int) -> None:
-        self.fill(buffer, offset)
 
 
 @pytest.fixture(params=[LoopNoise, ThreadNoise])

@@ -46,9 +46,9 @@ async def test_first_come_first_served() -> None:
 
         tasks = [asyncio.create_task(want(name, size)) for name, size in (("large", 80), ("small", 10), ("other", 10))]
         await asyncio.sleep(0.01)
-        assert order == [] and not buffers.try_take(1)
+        assert order == [] and buffers.wanted and not buffers.try_take(1)
     await asyncio.gather(*tasks)
-    assert order == ["large", "small", "other"]
+    assert order == ["large", "small", "other"] and not buffers.wanted
 
 
 async def test_a_buffer_is_used_again() -> None:

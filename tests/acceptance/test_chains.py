@@ -230,7 +230,7 @@ async def test_kill_9_at_any_moment_of_a_chain_costs_at_most_a_full_backup(chain
         await chain.restore(snapshot)
         await chain.delete(snapshot)
     await chain.check()
-    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", "--image-opts", image_options(chain.disk))
+    assert "sb-" not in await run("qemu-img", "snapshot", "-l", "-U", "--image-opts", image_options(str(chain.disk)))
     await chain.place.up.call("deleteVolume", id=chain.volume)
     assert chain.place.disks() == set()
 

@@ -15,14 +15,20 @@ import pytest
 
 from agents.buffers import BUFFERS
 from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores.base import ImageStore
+from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
-from agents.manifest import verify_object
+from agents.image_stores.s3 import S3ImageStore
+from agents.image_stores.swift import SwiftImageStore
+from agents.manifest import delete_object, verify_object
 from agents.motion import compressed
 from agents.motion.compressed import write_compressed
 from agents.motion.direct import read_image
 from agents.qcow2 import CLUSTER
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageRef, StoreSpec
+from tests.services.s3_fixture import s3_spec
+from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img
 from tests.support.noise import LoopNoise, Noise, ThreadNoise
 
@@ -51,20 +57,20 @@ async def make_disk(path: Path, seed: int) -> None:
         await device.flush()
 
 
-async def write(path: Path, store: MemoryImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
+async def write(path: Path, store: ImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
     async with KvmHypervisor().open(str(path)) as device:
         return await write_device(device, store, progress, **more)
 
 
-async def write_device(device: Any, store: MemoryImageStore, progress: Any = lambda *_: None, **more: Any) -> ImageRef:
-    return await write_compressed(device, store, store_id=uuid4(), key="i/k.qcow2", kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
+async def write_device(device: Any, store: ImageStore, progress: Any = lambda *_: None, *, key: str = "i/k.qcow2", **more: Any) -> ImageRef:
+    return await write_compressed(device, store, store_id=uuid4(), key=key, kind="snapshot", thing_id=uuid4(), job_id=uuid4(),
                                   work="w.1", installation="i", progress=progress, **more)
 
 
-async def nothing_left(store: MemoryImageStore) -> None:
+async def nothing_left(store: ImageStore, key: str = "i/k.qcow2") -> None:
     """No object, no upload, no lent memory, and no thread that goes on."""
-    assert [entry async for entry in store.list("")] == []
-    assert list(await store.unfinished("")) == []
+    assert [entry.key async for entry in store.list(key.split("/", 1)[0])] == []
+    assert list(await store.unfinished(key.split("/", 1)[0])) == []
     assert BUFFERS.lent == 0
     for _ in range(100):
         if not (left := [thread.name for thread in threading.enumerate() if thread.name.startswith("pack")]):
@@ -95,6 +101,43 @@ async def test_what_is_written_is_read_back(store: MemoryImageStore, tmp_path: P
     img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(restored))
     counts = [done for stage, done, _ in told if stage == "write"]
     assert counts == sorted(counts) and told[-1][0] == "verify" and told[-1][1] == told[-1][2]
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
+async def real(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    """A store that is one."""
+    opened: ImageStore
+    match request.param:
+        case "folder":
+            (tmp_path / "store").mkdir()
+            spec = StoreSpec(id=uuid4(), name="f", provider="folder", url=f"folder://{tmp_path / 'store'}", prefix="i")
+            opened = await FolderImageStore.open(spec, {})
+        case "swift":
+            swift = request.getfixturevalue("swift_server")
+            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
+        case _:
+            server = request.getfixturevalue("s3_server")
+            opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})
+    await opened.test("probe")
+    yield opened
+    await opened.aclose()
+
+
+async def test_every_store_gives_it_back_and_keeps_nothing_of_one_that_was_stopped(real: ImageStore, tmp_path: Path, qemu: None, seed: int) -> None:
+    disk, restored, key = tmp_path / "disk.qcow2", tmp_path / "restored.qcow2", f"{uuid4()}/k"
+    await make_disk(disk, seed)
+    image = await write(disk, real, part=5 * MIB, key=key)
+    assert (await verify_object(real, key)).root == image.root
+    await read_image(real, image, str(restored), hypervisor=KvmHypervisor(), progress=lambda *_: None)
+    img("compare", "-f", "qcow2", "-F", "qcow2", str(disk), str(restored))
+    await delete_object(real, key)
+    moved = asyncio.Event()
+    task = asyncio.create_task(write(disk, real, lambda stage, done, total: moved.set() if done else None, part=5 * MIB, key=key))
+    await asyncio.wait_for(moved.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await nothing_left(real, key)
 
 
 async def test_an_empty_disk(store: MemoryImageStore, tmp_path: Path, qemu: None) -> None:

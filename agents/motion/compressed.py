@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from agents import manifest as manifests
+from agents import stall
 from agents.buffers import BUFFERS
 from agents.hypervisors.base import BlockDevice, ReadsHere
 from agents.image_stores.base import Bytes, ImageStore, Upload
@@ -119,7 +120,7 @@ class Packing:
         """Of these four."""
         self._waiting: dict[int, threading.Lock] = {}
         """Number of a batch -> what its thread waits at. A condition would wake all of them at each turn."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._tell = asyncio.get_running_loop(), stall.from_thread()
         self._threads = ThreadPoolExecutor(THREADS, "pack")
         self._packing: set[asyncio.Future[None]] = set()
         self._asked: set[asyncio.Task[Any]] = set()
@@ -213,6 +214,7 @@ class Packing:
             self._device.read_here(view[:there], offset)
         else:
             self._on_loop(partial(read_device, self._device, view[:there], offset))
+        self._tell()  # a slow disk of which little is left may fill no part for minutes
         return [view[at:at + CLUSTER] for at in range(0, len(view), CLUSTER)]
 
     def _wait_for(self, number: int) -> None:

@@ -171,6 +171,7 @@ async def _fill(device: BlockDevice, layout: Layout, offset: int, view: memoryvi
         return await in_thread(both)
     for piece, target in await asyncio.to_thread(_places, layout, offset, view):
         await read_device(device, target, piece.guest)  # one by one: parallelism is between parts
+        stall.moved()
     return await in_thread(then)
 
 
@@ -180,12 +181,15 @@ async def _fill_and_sum(device: BlockDevice, layout: Layout, offset: int, view: 
     if not isinstance(device, ReadsHere):
         return await _fill(device, layout, offset, view, partial(_sha256, view))
 
+    tell = stall.from_thread()
+
     def both() -> str:
         digest = hashlib.sha256()
         for at in range(0, len(view), LENT):
             piece = view[at:at + LENT]
             _fill_here(device, layout, offset + at, piece)
             digest.update(piece)
+            tell()  # a slow disk may take a minute for a part
         return digest.hexdigest()
 
     return await in_thread(both)

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from agents import stall
 from agents.buffers import BUFFERS
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.base import ImageStore
@@ -207,6 +208,21 @@ async def test_a_disk_that_cannot_be_read_says_so_and_leaves_nothing(store: Memo
     with pytest.raises(WorkFailed, match="the disk cannot be read"):
         await write_device(noise(20 * MIB, spoil), store, part=MIB)
     await nothing_left(store)
+
+
+async def test_a_slow_disk_that_fills_no_part_for_long_is_no_stall(store: MemoryImageStore) -> None:
+    device = ThreadNoise(40 * MIB, lambda device, buffer: time.sleep(0.1))
+    device.data[:] = b"the same line\n" * (len(device.data) // 14) + bytes(len(device.data) % 14)
+    sent: list[float] = []
+
+    async def before(name: str, key: str) -> None:
+        sent.append(time.monotonic())
+
+    store._bucket.before = before
+    began = time.monotonic()
+    image = await stall.watched(lambda progress: write_device(device, store, progress), lambda *_: None, 0.6)
+    assert image.physical_size < MIB and len(device.threads) > 1
+    assert min(moment for moment in sent if moment > began + 0.5) > began + 1, "nothing was sent for longer than a stall"
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])

@@ -17,6 +17,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from agents import stall
 from agents.buffers import Buffers
 from agents.hypervisors.base import Extent
 from agents.hypervisors.kvm import KvmHypervisor
@@ -34,6 +35,7 @@ from schema.image import ImageFormat, ImageRef, StoreSpec
 from tests.services.s3_fixture import s3_spec
 from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img, make_disk, put_image
+from tests.support.noise import ThreadNoise
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.usefixtures("qemu")]
 
@@ -392,6 +394,13 @@ class Full:
 
 class TestBounds:
     """Memory, parts and where bytes go."""
+
+    async def test_a_disk_that_is_slow_to_fill_a_part_is_no_stall(self, memory: MemoryImageStore) -> None:
+        device = ThreadNoise(16 * MIB, lambda device, buffer: time.sleep(0.15 * len(buffer) / MIB))
+        image = await stall.watched(lambda progress: write_image(
+            device, memory, store_id=uuid4(), key="i/slow", kind="snapshot", thing_id=uuid4(), job_id=uuid4(), work="w.1",
+            installation="i", progress=progress, part=16 * MIB, workers=1), lambda *_: None, 1.0)
+        assert image.physical_size > 16 * MIB
 
     def test_part_sizes_fit_the_store(self) -> None:
         s3 = Limits(min_part=5 * MIB, max_part=5 * GIB, max_parts=10_000)

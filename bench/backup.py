@@ -193,8 +193,8 @@ async def run(side: Side) -> Result:
                       side.floor, 1.4, higher_is_better=False, failed=site.failed, notes=[
                           f"ours: 4 parts in flight, of the size that the store likes (S3 8 MiB, Swift 32 MiB), SHA-256 of each part, checks by the store, manifest; peak of mover and qemu {site.peak:.0f} MB (at most 300)",
                           f"together {DATA / (1 << 20) / statistics.median(mine):.0f} MiB/s; the server runs on the same two cores",
-                          (f"the least here, {bound:.2f} s: the server taking as many bytes from a sender that does nothing (sendfile, "
-                           f"no disk, no sum), at best {statistics.median(theirs) / bound:.2f}x")])
+                          (f"the least here, {bound:.2f} s: the server taking and checking as many bytes from a sender that does nothing "
+                           f"(sendfile, no disk, no sum), at best {statistics.median(theirs) / bound:.2f}x")])
 
 
 async def run_halves(side: Side) -> Result:

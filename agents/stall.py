@@ -52,7 +52,7 @@ class _Watch:
 
     def onward(self) -> None:
         """Something moved: the clock starts again."""
-        if self._loop.time() - self._set >= EVERY_S:  # to set a timer for each piece costs a third of sending it
+        if self._loop.time() - self._set >= EVERY_S:  # not for each piece that moved
             self._start()
 
     def _start(self) -> None:

@@ -326,8 +326,7 @@ async def send(body: AnyBody, silence_s: float, call: Callable[[AnyBody], Awaita
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
 
-        started = -1.0
-        """When its clock was; not for each piece, since to set a timer costs a third of sending it."""
+        started = -1.0  # its clock, last; below 0: it stands
 
         def onward(last: bool) -> None:
             nonlocal started

@@ -17,10 +17,7 @@ from agents import stall
 from agents.buffers import BUFFERS
 from agents.hypervisors.kvm import KvmHypervisor
 from agents.image_stores.base import ImageStore
-from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
-from agents.image_stores.s3 import S3ImageStore
-from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import delete_object, verify_object
 from agents.motion import compressed
 from agents.motion.compressed import write_compressed
@@ -28,9 +25,8 @@ from agents.motion.direct import read_image
 from agents.qcow2 import CLUSTER
 from schema.failure import WorkFailed, WorkRetryable
 from schema.image import ImageRef, StoreSpec
-from tests.services.s3_fixture import s3_spec
-from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img
+from tests.support.motion_stores import REAL, opened
 from tests.support.noise import LoopNoise, Noise, ThreadNoise
 
 pytestmark = pytest.mark.needs_qemu
@@ -104,24 +100,11 @@ async def test_what_is_written_is_read_back(store: MemoryImageStore, tmp_path: P
     assert counts == sorted(counts) and told[-1][0] == "verify" and told[-1][1] == told[-1][2]
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
+@pytest.fixture(params=REAL)
 async def real(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
     """A store that is one."""
-    opened: ImageStore
-    match request.param:
-        case "folder":
-            (tmp_path / "store").mkdir()
-            spec = StoreSpec(id=uuid4(), name="f", provider="folder", url=f"folder://{tmp_path / 'store'}", prefix="i")
-            opened = await FolderImageStore.open(spec, {})
-        case "swift":
-            swift = request.getfixturevalue("swift_server")
-            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
-        case _:
-            server = request.getfixturevalue("s3_server")
-            opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})
-    await opened.test("probe")
-    yield opened
-    await opened.aclose()
+    async with opened(request.param, request, tmp_path) as store:
+        yield store
 
 
 async def test_every_store_gives_it_back_and_keeps_nothing_of_one_that_was_stopped(real: ImageStore, tmp_path: Path, qemu: None, seed: int) -> None:

@@ -24,17 +24,15 @@ from agents.hypervisors.kvm import KvmHypervisor
 from agents.hypervisors.memory import DISKS, MemoryHypervisor
 from agents.image_stores import base
 from agents.image_stores.base import ImageStore, Limits, ReadsInto
-from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
-from agents.image_stores.swift import SwiftImageStore
 from agents.manifest import manifest_key, read_manifest, verify_object
 from agents.motion.direct import good_part, part_size, read_image, write_image
 from schema.failure import WorkFailed
-from schema.image import ImageFormat, ImageRef, StoreSpec
+from schema.image import ImageFormat, ImageRef
 from tests.services.s3_fixture import s3_spec
-from tests.services.swift_fixture import swift_spec
 from tests.support.images import MIB, img, make_disk, put_image
+from tests.support.motion_stores import REAL, opened, store_spec
 from tests.support.noise import ThreadNoise
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.usefixtures("qemu")]
@@ -43,35 +41,15 @@ GIB = 1 << 30
 Seen = list[tuple[str, int, int]]
 
 
-def spec(provider: str, url: str) -> StoreSpec:
-    """A store with a prefix of its own."""
-    return StoreSpec(id=uuid4(), name="s", provider=provider, url=url, prefix=str(uuid4()))
-
-
 @pytest.fixture
 async def memory() -> AsyncIterator[MemoryImageStore]:
-    yield await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
+    yield await MemoryImageStore.open(store_spec("memory", f"memory://{uuid4()}"), {})
 
 
-@pytest.fixture(params=["memory", "folder", pytest.param("s3", marks=pytest.mark.needs_s3),
-                        pytest.param("swift", marks=pytest.mark.needs_swift)])
+@pytest.fixture(params=["memory", *REAL])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
-    opened: ImageStore
-    match request.param:
-        case "memory":
-            opened = await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
-        case "folder":
-            (tmp_path / "store").mkdir()
-            opened = await FolderImageStore.open(spec("folder", f"folder://{tmp_path / 'store'}"), {})
-        case "swift":
-            swift = request.getfixturevalue("swift_server")
-            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
-        case _:
-            server = request.getfixturevalue("s3_server")
-            opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})
-    await opened.test("probe")
-    yield opened
-    await opened.aclose()
+    async with opened(request.param, request, tmp_path) as store:
+        yield store
 
 
 async def write(device: Any, store: ImageStore, *, seen: Seen | None = None, key: str = "", **more: Any) -> ImageRef:

@@ -17,8 +17,8 @@ import pytest
 
 from agents.buffers import Buffers
 from agents.hypervisors.kvm import KvmHypervisor
+from agents.image_stores import s3
 from agents.image_stores.base import ImageStore, LentSource
-from agents.image_stores.folder import FolderImageStore
 from agents.image_stores.memory import MemoryImageStore
 from agents.image_stores.s3 import S3ImageStore
 from agents.image_stores.swift import SwiftImageStore
@@ -27,10 +27,9 @@ from agents.motion.direct import read_image, write_image
 from agents.motion.streamed import LENT, LentPart, StreamedPart
 from agents.throttle import Throttle, limited
 from schema.failure import Failed, WorkFailed
-from schema.image import ImageRef, StoreSpec
-from tests.services.s3_fixture import s3_spec
-from tests.services.swift_fixture import swift_spec
+from schema.image import ImageRef
 from tests.support.images import MIB, img, make_disk
+from tests.support.motion_stores import REAL, opened, store_spec
 from tests.support.noise import LoopNoise, Noise, ThreadNoise
 
 PART, WHOLE, ROOM = 6 * MIB, 2 * MIB, 9 * MIB
@@ -44,32 +43,12 @@ def noise(request: pytest.FixtureRequest) -> type[Noise]:
     return kind
 
 
-def spec(provider: str, url: str) -> StoreSpec:
-    """A store with a prefix of its own."""
-    return StoreSpec(id=uuid4(), name="s", provider=provider, url=url, prefix=str(uuid4()))
-
-
-@pytest.fixture(params=["memory", "folder", pytest.param("s3", marks=pytest.mark.needs_s3),
-                        pytest.param("s3-md5", marks=pytest.mark.needs_s3), pytest.param("swift", marks=pytest.mark.needs_swift)])
+@pytest.fixture(params=["memory", *REAL, pytest.param("s3-md5", marks=pytest.mark.needs_s3)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ImageStore]:
-    opened: ImageStore
-    match request.param:
-        case "memory":
-            opened = await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
-        case "folder":
-            (tmp_path / "store").mkdir()
-            opened = await FolderImageStore.open(spec("folder", f"folder://{tmp_path / 'store'}"), {})
-        case "swift":
-            swift = request.getfixturevalue("swift_server")
-            opened = await SwiftImageStore.open(swift_spec(swift), {"key": swift.key})
-        case sums:
-            server = request.getfixturevalue("s3_server")
-            opened = await S3ImageStore.open(s3_spec(server), {"secretkey": server.secret_key})
-            from agents.image_stores import s3
-            monkeypatch.setattr(s3, "CHECKS", {(opened.place.shown, opened.bucket): sums == "s3"})
-    await opened.test("probe")
-    yield opened
-    await opened.aclose()
+    async with opened(request.param.removesuffix("-md5"), request, tmp_path) as store:
+        if isinstance(store, S3ImageStore):
+            monkeypatch.setattr(s3, "CHECKS", {(store.place.shown, store.bucket): request.param == "s3"})
+        yield store
 
 
 async def write(device: Any, store: ImageStore, buffers: Buffers, key: str = "k/streamed") -> ImageRef:
@@ -190,7 +169,7 @@ async def test_lent_slices() -> None:
 
 async def test_a_limited_store_streams_within_its_limit(tmp_path: Path) -> None:
     """What limits a store's throughput takes streamed parts too, slice by slice."""
-    opened = await MemoryImageStore.open(spec("memory", f"memory://{uuid4()}"), {})
+    opened = await MemoryImageStore.open(store_spec("memory", f"memory://{uuid4()}"), {})
     device, rate = ThreadNoise(12 * MIB), 16 * MIB  # whatever the device, the slices are the limit's to give
     began = asyncio.get_running_loop().time()
     image = await write(device, limited(opened, [Throttle(rate)]), Buffers(ROOM))
